@@ -1,0 +1,421 @@
+//! What can be set, in one table: flag, environment variable, default and help are said once, here.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a server is to run. `Config::default()` is what the command does without options, but for the port.
+///
+/// ```
+/// let config = statecast::Config { heartbeat: std::time::Duration::from_secs(1), ..Default::default() };
+/// assert_eq!(config.history_bytes, 4 << 20);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen, tried in order. Default: 127.0.0.1, on a port that is free; the command's is 8080.
+    pub listen: Vec<SocketAddr>,
+    /// The file that keeps the document. Default: none; the document is gone when the server stops.
+    pub document: Option<PathBuf>,
+    /// Time between `heartbeat` events. Default: 15 s.
+    pub heartbeat: Duration,
+    /// What clients are told to wait before they reconnect, each a third more or less. Default: 3 s.
+    pub retry: Duration,
+    /// What is kept for clients that were away, in bytes. Default: 4 MiB.
+    pub history_bytes: usize,
+    /// Clients at once. Default: 10,000, or as many as the limit on descriptors carries.
+    pub max_clients: usize,
+    /// Clients of one address, but for this machine's own; 0 for no limit. Default: 100.
+    pub max_clients_per_address: usize,
+    /// The largest request body in bytes. Default: 1 MiB.
+    pub max_body_bytes: usize,
+    /// The largest document in bytes of JSON. Default: 4 MiB.
+    pub max_document_bytes: usize,
+    /// The send buffer of a client in bytes; the kernel takes about twice as much. Default: 64 KiB.
+    pub client_buffer_bytes: usize,
+    /// How long stopping may take. Default: 5 s.
+    pub grace: Duration,
+    /// A folder to serve instead of the built-in page. Default: none.
+    pub public: Option<PathBuf>,
+    /// Let anybody write, not this machine alone. Default: no.
+    pub open: bool,
+    /// Log publishes, too. Default: no.
+    pub verbose: bool,
+    /// Log to stderr. Default: no; the command does.
+    pub log: bool,
+    /// A client whose connection takes nothing for so long is removed. No flag. Default: 10 s.
+    pub stall: Duration,
+    /// Until the first request of a connection has arrived; bodies get more. No flag. Default: 10 s.
+    pub request_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            document: None,
+            heartbeat: Duration::from_secs(15),
+            retry: Duration::from_secs(3),
+            history_bytes: 4 << 20,
+            max_clients: 10_000,
+            max_clients_per_address: 100,
+            max_body_bytes: 1 << 20,
+            max_document_bytes: 4 << 20,
+            client_buffer_bytes: 64 << 10,
+            grace: Duration::from_secs(5),
+            public: None,
+            open: false,
+            verbose: false,
+            log: false,
+            stall: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// One option of `statecast serve`.
+struct Setting {
+    /// Without the dashes; upper case with underscores behind `STATECAST_` in the environment.
+    name: &'static str,
+    /// What stands for the value in the help; empty for a switch.
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+    set: fn(&mut Config, &str) -> Result<(), String>,
+}
+
+const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "listen",
+        value: "HOST:PORT",
+        default: "127.0.0.1:8080",
+        help: "where to listen; 0.0.0.0:8080 for the whole network",
+        set: |config, text| {
+            let addresses = std::net::ToSocketAddrs::to_socket_addrs(text);
+            config.listen = addresses.map_err(|_| "an address, such as 127.0.0.1:8080".to_owned())?.collect();
+            Ok(())
+        },
+    },
+    Setting {
+        name: "document",
+        value: "FILE",
+        default: "",
+        help: "keep the document in this file; without it a restart forgets it",
+        set: |config, text| path(text).map(|path| config.document = Some(path)),
+    },
+    Setting {
+        name: "heartbeat",
+        value: "TIME",
+        default: "15s",
+        help: "time between heartbeat events",
+        set: |config, text| duration(text).map(|time| config.heartbeat = time),
+    },
+    Setting {
+        name: "retry",
+        value: "TIME",
+        default: "3s",
+        help: "how long clients wait before they reconnect, a third more or less",
+        set: |config, text| duration(text).map(|time| config.retry = time),
+    },
+    Setting {
+        name: "history",
+        value: "SIZE",
+        default: "4M",
+        help: "what is kept for clients that were away",
+        set: |config, text| size(text).map(|bytes| config.history_bytes = bytes),
+    },
+    Setting {
+        name: "max-clients",
+        value: "COUNT",
+        default: "10000",
+        help: "clients at once; fewer if descriptors do not suffice",
+        set: |config, text| {
+            config.max_clients = count(text).ok().filter(|count| *count > 0).ok_or("a number from 1")?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "max-clients-per-address",
+        value: "COUNT",
+        default: "100",
+        help: "clients of one address, but for this machine's; 0 for no limit, behind a proxy",
+        set: |config, text| count(text).map(|count| config.max_clients_per_address = count),
+    },
+    Setting {
+        name: "max-body",
+        value: "SIZE",
+        default: "1M",
+        help: "the largest request body",
+        set: |config, text| size(text).map(|bytes| config.max_body_bytes = bytes),
+    },
+    Setting {
+        name: "max-document",
+        value: "SIZE",
+        default: "4M",
+        help: "the largest document",
+        set: |config, text| size(text).map(|bytes| config.max_document_bytes = bytes),
+    },
+    Setting {
+        name: "client-buffer",
+        value: "SIZE",
+        default: "64K",
+        help: "a client's send buffer; the kernel takes about twice as much",
+        set: |config, text| size(text).map(|bytes| config.client_buffer_bytes = bytes),
+    },
+    Setting {
+        name: "grace",
+        value: "TIME",
+        default: "5s",
+        help: "how long stopping may take",
+        set: |config, text| duration(text).map(|time| config.grace = time),
+    },
+    Setting {
+        name: "public",
+        value: "DIR",
+        default: "",
+        help: "serve this folder instead of the built-in page",
+        set: |config, text| path(text).map(|path| config.public = Some(path)),
+    },
+    Setting {
+        name: "open",
+        value: "",
+        default: "",
+        help: "let anybody who can connect write, not this machine alone",
+        set: |config, text| switch(text).map(|on| config.open = on),
+    },
+    Setting {
+        name: "verbose",
+        value: "",
+        default: "",
+        help: "log publishes, too",
+        set: |config, text| switch(text).map(|on| config.verbose = on),
+    },
+];
+
+impl Setting {
+    fn flag(&self) -> String {
+        format!("--{}", self.name)
+    }
+
+    fn variable(&self) -> String {
+        format!("STATECAST_{}", self.name.replace('-', "_").to_uppercase())
+    }
+
+    fn set_to(&self, config: &mut Config, text: &str, said_by: &str) -> Result<(), String> {
+        (self.set)(config, text).map_err(|right| format!("{said_by} {text:?}: must be {right}"))
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve, so configured.
+    Serve(Box<Config>),
+    /// Print this and exit.
+    Print(String),
+}
+
+impl Command {
+    /// Reads the arguments behind the program's name, and the environment for what they do not set.
+    ///
+    /// # Errors
+    /// One line that says which argument is wrong, and what would be right.
+    pub fn parse(
+        arguments: impl IntoIterator<Item = String>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Command, String> {
+        let mut config = Config { log: true, ..Config::default() };
+        for setting in SETTINGS {
+            // The first is the command's own default; the page and the README say 8080.
+            let default = Some(setting.default).filter(|_| setting.name == "listen").map(str::to_owned);
+            let variable_name = setting.variable();
+            if let Some(text) = variable(&variable_name).or(default) {
+                setting.set_to(&mut config, &text, &variable_name)?;
+            }
+        }
+        let mut parser = lexopt::Parser::from_args(arguments);
+        let mut command_seen = false;
+        while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
+            match argument {
+                lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => return Ok(Command::Print(help())),
+                lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => {
+                    return Ok(Command::Print(format!("statecast {}\n", env!("CARGO_PKG_VERSION"))));
+                }
+                lexopt::Arg::Value(word) if word == "serve" && !command_seen => command_seen = true,
+                lexopt::Arg::Long(name) => {
+                    let setting = SETTINGS.iter().find(|setting| setting.name == name);
+                    let setting =
+                        setting.ok_or_else(|| format!("no option --{name}; statecast --help lists them"))?;
+                    let text = if setting.value.is_empty() {
+                        "true".into()
+                    } else {
+                        let value = parser
+                            .value()
+                            .map_err(|_| format!("--{} needs a {}", setting.name, setting.value))?;
+                        value.into_string().map_err(|_| format!("--{} is not UTF-8", setting.name))?
+                    };
+                    setting.set_to(&mut config, &text, &setting.flag())?;
+                }
+                other => {
+                    let text = other.unexpected().to_string();
+                    return Err(format!("{text}; statecast --help lists what there is"));
+                }
+            }
+        }
+        Ok(Command::Serve(Box::new(config)))
+    }
+}
+
+/// The text of `--help`.
+#[must_use]
+pub fn help() -> String {
+    let mut text = String::from(
+        "statecast keeps one JSON document and streams every change of it to every browser that listens.
+
+Usage: statecast [serve] [OPTIONS]
+
+  curl -N localhost:8080/events                              the stream
+  curl -d '{\"temp\":21.5}' localhost:8080/state/kitchen       change a topic
+
+Options of serve, each also as an environment variable (--max-body: STATECAST_MAX_BODY):
+",
+    );
+    for setting in SETTINGS {
+        let flag = format!("{} {}", setting.flag(), setting.value);
+        let default = match setting.default {
+            "" => String::new(),
+            default => format!(" [{default}]"),
+        };
+        writeln!(text, "  {flag:<32}{}{default}", setting.help).expect("writing to a String cannot fail");
+    }
+    text.push_str(
+        "  -h, --help                      this text\n  -V, --version                   the version\n",
+    );
+    text.push_str(
+        "\nTIME is a number with ms, s, m or h: 500ms, 15s. SIZE is bytes, or with K, M or G: 64K, 4M.\n",
+    );
+    text
+}
+
+/// `500ms`, `15s`, `2m`, `1h`; not zero.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "a time, such as 500ms, 15s or 2m".to_owned();
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let unit_ms = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    // A day is more than anything here needs, and keeps sums of times in range.
+    let ms = number.checked_mul(unit_ms).filter(|ms| (1..=86_400_000).contains(ms));
+    ms.map(Duration::from_millis).ok_or_else(|| "a time from 1ms to 24h".to_owned())
+}
+
+/// `4096`, `64K`, `4M`, `1G`; not zero.
+fn size(text: &str) -> Result<usize, String> {
+    let wrong = || "a size, such as 65536, 64K or 4M".to_owned();
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let number: usize = digits.parse().map_err(|_| wrong())?;
+    let unit: usize = match &text[digits.len()..] {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" | "m" => 1 << 20,
+        "G" | "g" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.checked_mul(unit).filter(|bytes| (1..=1 << 30).contains(bytes));
+    bytes.ok_or_else(|| "a size from 1 to 1G".to_owned())
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "a number".to_owned())
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("true or false".to_owned()),
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("a path".to_owned()) } else { Ok(text.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        match Command::parse(arguments.iter().map(|text| (*text).to_owned()), variable)? {
+            Command::Serve(config) => Ok(*config),
+            Command::Print(text) => panic!("printed {text}"),
+        }
+    }
+
+    #[test]
+    fn the_help_states_the_defaults_that_are_used() {
+        let mut config = Config::default();
+        for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
+            (setting.set)(&mut config, setting.default).unwrap();
+        }
+        let default = Config { listen: config.listen.clone(), ..Config::default() };
+        assert_eq!(format!("{config:?}"), format!("{default:?}"));
+        assert_eq!(config.listen, [SocketAddr::from(([127, 0, 0, 1], 8080))]);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_default() {
+        let variables =
+            [("STATECAST_HEARTBEAT", "200ms"), ("STATECAST_MAX_BODY", "2M"), ("STATECAST_OPEN", "1")];
+        let config = parse(&["serve", "--max-body", "3K", "--retry=2m"], &variables).unwrap();
+        assert_eq!(config.heartbeat, Duration::from_millis(200));
+        assert_eq!(config.max_body_bytes, 3 << 10);
+        assert_eq!(config.retry, Duration::from_secs(120));
+        assert!(config.open);
+        assert_eq!(config.listen, [SocketAddr::from(([127, 0, 0, 1], 8080))]);
+    }
+
+    #[test]
+    fn a_wrong_option_is_one_line_that_says_what_would_be_right() {
+        let table: [(&[&str], &str); 10] = [
+            (&["--heartbeat", "15"], "--heartbeat \"15\": must be a time, such as 500ms, 15s or 2m"),
+            (&["--heartbeat", "0s"], "--heartbeat \"0s\": must be a time from 1ms to 24h"),
+            (
+                &["--heartbeat", "99999999999999999999s"],
+                "--heartbeat \"99999999999999999999s\": must be a time, such as 500ms, 15s or 2m",
+            ),
+            (&["--history", "4X"], "--history \"4X\": must be a size, such as 65536, 64K or 4M"),
+            (&["--history", "-1"], "--history \"-1\": must be a size, such as 65536, 64K or 4M"),
+            (&["--max-clients", "0"], "--max-clients \"0\": must be a number from 1"),
+            (&["--listen", "here"], "--listen \"here\": must be an address, such as 127.0.0.1:8080"),
+            (&["--history"], "--history needs a SIZE"),
+            (&["--hystory", "4M"], "no option --hystory; statecast --help lists them"),
+            (&["sevre"], "unexpected argument \"sevre\"; statecast --help lists what there is"),
+        ];
+        for (arguments, line) in table {
+            assert_eq!(parse(arguments, &[]).map(|_| ()), Err(line.to_owned()), "{arguments:?}");
+        }
+        let line = parse(&[], &[("STATECAST_OPEN", "maybe")]).unwrap_err();
+        assert_eq!(line, "STATECAST_OPEN \"maybe\": must be true or false");
+    }
+
+    #[test]
+    fn sizes_and_times_have_units() {
+        assert_eq!(size("4096"), Ok(4_096));
+        assert_eq!(size("64K"), Ok(65_536));
+        assert_eq!(size("1G"), Ok(1 << 30));
+        assert!(size("2G").is_err());
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3_600)));
+        assert!(duration("25h").is_err());
+    }
+}

@@ -1,0 +1,519 @@
+//! The document: one JSON object, changed by merge patches (RFC 7396) and by nothing else.
+//!
+//! `hub` calls it under its lock. The one rule: a patch is judged whole before any of it is applied, so a refused
+//! write leaves the document as it was.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use crate::event::{EventId, Topic};
+
+/// A merge patch of the whole document: topics to what becomes of them.
+pub(crate) type Patch = Map<String, Value>;
+
+/// Containers in containers, counted in the document itself.
+const MAX_DEPTH: usize = 100;
+
+/// Top-level keys.
+const MAX_TOPICS: usize = 1_024;
+
+/// Why a write was refused. The text is for the publisher: what was wrong, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The body is not what the request needs it to be.
+    Invalid(String),
+    /// The document would exceed a limit.
+    TooLarge(String),
+    /// The topic to delete is not in the document.
+    Absent(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Refusal::Invalid(text) | Refusal::TooLarge(text) | Refusal::Absent(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// JSON from the outside.
+///
+/// # Errors
+/// Says where the text stops being JSON. Of a doubled key the last wins.
+pub fn parse(body: &[u8]) -> Result<Value, Refusal> {
+    let text =
+        std::str::from_utf8(body).map_err(|_| Refusal::Invalid("the body is not UTF-8; JSON is".into()))?;
+    serde_json::from_str(text).map_err(|error| Refusal::Invalid(format!("the body is not JSON: {error}")))
+}
+
+/// Applies a merge patch to a value (RFC 7396, section 2).
+///
+/// ```
+/// let mut document = serde_json::json!({"temp": 21, "lamp": "on"});
+/// statecast::merge(&mut document, serde_json::json!({"temp": 22, "lamp": null}));
+/// assert_eq!(document, serde_json::json!({"temp": 22}));
+/// ```
+pub fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let members = target.as_object_mut().expect("it was made an object above");
+    for (key, value) in patch {
+        if value.is_null() {
+            members.remove(&key);
+        } else {
+            merge(members.entry(key).or_insert(Value::Null), value);
+        }
+    }
+}
+
+/// The smallest merge patch that turns `old` into `new`, where no object in `new` has a null member (nulls in
+/// arrays are fine). Nothing smaller exists: a member that stays is left out, one that goes must be named, and
+/// anything but an object in both must be sent whole.
+///
+/// ```
+/// use serde_json::json;
+/// let patch = statecast::diff(&json!({"a": 1, "b": {"c": 2, "d": 3}}), &json!({"b": {"c": 2, "d": 4}}));
+/// assert_eq!(patch, json!({"a": null, "b": {"d": 4}}));
+/// ```
+#[must_use]
+pub fn diff(old: &Value, new: &Value) -> Value {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => Value::Object(diff_members(old, new)),
+        _ => new.clone(),
+    }
+}
+
+fn diff_members(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<String, Value> {
+    let removed = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key.clone(), Value::Null));
+    let written = new.iter().filter_map(|(key, value)| match old.get(key) {
+        Some(was) if was == value => None,
+        Some(was) => Some((key.clone(), diff(was, value))),
+        None => Some((key.clone(), value.clone())),
+    });
+    removed.chain(written).collect()
+}
+
+/// The document and the id of each topic's last change.
+pub(crate) struct Document {
+    topics: Map<String, Value>,
+    /// Has the same keys as `topics`.
+    changed: BTreeMap<String, EventId>,
+    last_change: EventId,
+    /// `weight` of all of it, kept up to date, so that a small patch of a large document stays cheap.
+    weight: usize,
+    max_weight: usize,
+}
+
+impl Document {
+    /// An empty document as of `start` that may grow to about `max_bytes` of JSON.
+    pub fn new(start: EventId, max_bytes: usize) -> Document {
+        Document {
+            topics: Map::new(),
+            changed: BTreeMap::new(),
+            last_change: start,
+            weight: weight_of_members(&Map::new()),
+            max_weight: max_bytes,
+        }
+    }
+
+    /// The patch for `PATCH`: as it came, checked.
+    pub fn patch(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
+        self.checked(addressed(topic, body)?)
+    }
+
+    /// The patch for `PUT`: the smallest one from the old value to the new.
+    pub fn put(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
+        let new: Patch = addressed(topic, body)?
+            .into_iter()
+            .map(|(key, value)| (key, without_null_members(value)))
+            .collect();
+        let Some(topic) = topic else {
+            let present = new.into_iter().filter(|(_, value)| !value.is_null()).collect();
+            return self.checked(diff_members(&self.topics, &present));
+        };
+        // Not `diff_members`: the topic that was put is named, also when nothing changed.
+        let old = self.topics.get(topic.as_str()).unwrap_or(&Value::Null);
+        let patch = new.into_iter().map(|(key, value)| (key, diff(old, &value))).collect();
+        self.checked(patch)
+    }
+
+    /// The patch for `DELETE`.
+    pub fn delete(&self, topic: Option<&Topic>) -> Result<Patch, Refusal> {
+        match topic {
+            None => Ok(self.topics.keys().map(|key| (key.clone(), Value::Null)).collect()),
+            Some(topic) if self.topics.contains_key(topic.as_str()) => addressed(Some(topic), Value::Null),
+            Some(topic) => Err(absent(topic)),
+        }
+    }
+
+    /// Applies a patch that one of the three above made, since when nothing else was applied.
+    pub fn apply(&mut self, patch: Patch, id: EventId) {
+        self.weight = self.weight_after(&patch);
+        self.last_change = id;
+        for (key, value) in patch {
+            if value.is_null() {
+                self.topics.remove(&key);
+                self.changed.remove(&key);
+            } else {
+                self.changed.insert(key.clone(), id);
+                merge(self.topics.entry(key).or_insert(Value::Null), value);
+            }
+        }
+    }
+
+    /// When it last changed.
+    pub fn last_change(&self) -> EventId {
+        self.last_change
+    }
+
+    /// The whole of it as JSON.
+    pub fn json(&self) -> String {
+        serde_json::to_string(&self.topics).expect("what was parsed from JSON becomes JSON")
+    }
+
+    /// The document or one topic as JSON, and the id of its last change; `None` for an absent topic.
+    pub fn get(&self, topic: Option<&Topic>) -> Option<(String, EventId)> {
+        let Some(topic) = topic else { return Some((self.json(), self.last_change)) };
+        let value = self.topics.get(topic.as_str())?;
+        Some((value.to_string(), self.changed[topic.as_str()]))
+    }
+
+    fn checked(&self, patch: Patch) -> Result<Patch, Refusal> {
+        for key in patch.keys() {
+            Topic::parse(key).map_err(|rule| Refusal::Invalid(format!("{key:?} is no topic: {rule}")))?;
+        }
+        if depth_of_members(&patch) > MAX_DEPTH {
+            let text = format!("the document would be deeper than {MAX_DEPTH} levels");
+            return Err(Refusal::Invalid(text));
+        }
+        let (gone, written): (Vec<_>, Vec<_>) = patch.iter().partition(|(_, value)| value.is_null());
+        let removed = gone.iter().filter(|(key, _)| self.topics.contains_key(*key)).count();
+        let added = written.iter().filter(|(key, _)| !self.topics.contains_key(*key)).count();
+        let topics = self.topics.len() + added - removed;
+        if topics > MAX_TOPICS {
+            let text = format!("the document would have {topics} topics; at most {MAX_TOPICS} fit");
+            return Err(Refusal::TooLarge(text));
+        }
+        let (weight, max) = (self.weight_after(&patch), self.max_weight);
+        if weight > max {
+            let text = format!("the document would be {weight} bytes; at most {max} fit (--max-document)");
+            return Err(Refusal::TooLarge(text));
+        }
+        Ok(patch)
+    }
+
+    fn weight_after(&self, patch: &Patch) -> usize {
+        self.weight.saturating_add_signed(growth_of_members(Some(&self.topics), patch))
+    }
+}
+
+pub(crate) fn absent(topic: &Topic) -> Refusal {
+    let topic = topic.as_str();
+    Refusal::Absent(format!("no topic {topic}; PUT /state/{topic} makes it"))
+}
+
+/// A body for a topic as a patch of the whole document; a body for the document must be one already.
+fn addressed(topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
+    match (topic, body) {
+        (Some(topic), body) => Ok(Map::from_iter([(topic.as_str().to_owned(), body)])),
+        (None, Value::Object(patch)) => Ok(patch),
+        (None, _) => Err(Refusal::Invalid(
+            "the document is a JSON object; send one, or name a topic: /state/TOPIC".into(),
+        )),
+    }
+}
+
+/// The value as a merge patch would store it: what is kept can always be sent as a patch.
+fn without_null_members(value: Value) -> Value {
+    let mut stored = Value::Null;
+    merge(&mut stored, value);
+    stored
+}
+
+/// Containers in containers that the patch would leave in the document; what it deletes does not count.
+fn depth(patch: &Value) -> usize {
+    match patch {
+        Value::Object(members) => depth_of_members(members),
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+fn depth_of_members(members: &Map<String, Value>) -> usize {
+    1 + members.values().map(depth).max().unwrap_or(0)
+}
+
+/// The length of the value's JSON, plus one for each container that is not empty: a comma is counted after every
+/// item, so that adding one and removing it are exact opposites.
+fn weight(value: &Value) -> usize {
+    match value {
+        Value::Null => 4,
+        Value::Bool(value) => 5 - usize::from(*value),
+        Value::Number(number) => number.to_string().len(),
+        Value::String(text) => weight_of_text(text),
+        Value::Array(items) => 2 + items.iter().map(|item| weight(item) + 1).sum::<usize>(),
+        Value::Object(members) => weight_of_members(members),
+    }
+}
+
+fn weight_of_members(members: &Map<String, Value>) -> usize {
+    let members = members.iter().map(|(key, value)| weight_of_key(key) + weight(value));
+    2 + members.sum::<usize>()
+}
+
+/// A key with its colon and the comma behind its value.
+fn weight_of_key(key: &str) -> usize {
+    weight_of_text(key) + 2
+}
+
+fn weight_of_text(text: &str) -> usize {
+    let escaped = text.bytes().map(|byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    });
+    2 + escaped.sum::<usize>()
+}
+
+/// How much heavier `merge(target, patch)` makes the target, found without making it.
+fn growth(target: Option<&Value>, patch: &Value) -> isize {
+    let was = target.map_or(0, |target| weight(target) as isize);
+    match (target, patch) {
+        (Some(Value::Object(members)), Value::Object(patch)) => growth_of_members(Some(members), patch),
+        (_, Value::Object(patch)) => 2 + growth_of_members(None, patch) - was,
+        (_, other) => weight(other) as isize - was,
+    }
+}
+
+fn growth_of_members(members: Option<&Map<String, Value>>, patch: &Map<String, Value>) -> isize {
+    let growth_of_member = |(key, value): (&String, &Value)| {
+        let was = members.and_then(|members| members.get(key));
+        match (was, value) {
+            (None, Value::Null) => 0,
+            (None, value) => weight_of_key(key) as isize + growth(None, value),
+            (Some(was), Value::Null) => -((weight_of_key(key) + weight(was)) as isize),
+            (Some(was), value) => growth(Some(was), value),
+        }
+    };
+    patch.iter().map(growth_of_member).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn merged(mut target: Value, patch: Value) -> Value {
+        merge(&mut target, patch);
+        target
+    }
+
+    #[test]
+    fn the_examples_of_rfc_7396_appendix_a() {
+        let table = [
+            (json!({"a":"b"}), json!({"a":"c"}), json!({"a":"c"})),
+            (json!({"a":"b"}), json!({"b":"c"}), json!({"a":"b","b":"c"})),
+            (json!({"a":"b"}), json!({"a":null}), json!({})),
+            (json!({"a":"b","b":"c"}), json!({"a":null}), json!({"b":"c"})),
+            (json!({"a":["b"]}), json!({"a":"c"}), json!({"a":"c"})),
+            (json!({"a":"c"}), json!({"a":["b"]}), json!({"a":["b"]})),
+            (json!({"a":{"b":"c"}}), json!({"a":{"b":"d","c":null}}), json!({"a":{"b":"d"}})),
+            (json!({"a":[{"b":"c"}]}), json!({"a":[1]}), json!({"a":[1]})),
+            (json!(["a", "b"]), json!(["c", "d"]), json!(["c", "d"])),
+            (json!({"a":"b"}), json!(["c"]), json!(["c"])),
+            (json!({"a":"foo"}), json!(null), json!(null)),
+            (json!({"a":"foo"}), json!("bar"), json!("bar")),
+            (json!({"e":null}), json!({"a":1}), json!({"e":null,"a":1})),
+            (json!([1, 2]), json!({"a":"b","c":null}), json!({"a":"b"})),
+            (json!({}), json!({"a":{"bb":{"ccc":null}}}), json!({"a":{"bb":{}}})),
+        ];
+        for (target, patch, result) in table {
+            assert_eq!(merged(target.clone(), patch.clone()), result, "{target} with {patch}");
+        }
+    }
+
+    #[test]
+    fn a_difference_names_only_what_differs() {
+        let table = [
+            (json!({"a":1,"b":2}), json!({"a":1,"b":3}), json!({"b":3})),
+            (json!({"a":1,"b":2}), json!({"b":2}), json!({"a":null})),
+            (json!({"a":{"b":1,"c":[1]}}), json!({"a":{"b":1,"c":[1,2]}}), json!({"a":{"c":[1,2]}})),
+            (json!({"a":1}), json!({"a":1}), json!({})),
+            (json!({"a":1}), json!({"a":{}}), json!({"a":{}})),
+            (json!({"a":{"b":1}}), json!({"a":{}}), json!({"a":{"b":null}})),
+            (json!(5), json!(5), json!(5)),
+            (json!([1]), json!({"a":1}), json!({"a":1})),
+        ];
+        for (old, new, patch) in table {
+            assert_eq!(diff(&old, &new), patch, "{old} to {new}");
+        }
+    }
+
+    fn document(value: Value) -> Document {
+        let mut document = Document::new(EventId::first(1), 1_000);
+        let patch = document.patch(None, value).expect("a document");
+        document.apply(patch, EventId::first(2));
+        document
+    }
+
+    fn text(document: &Document) -> String {
+        document.get(None).expect("the document is always there").0
+    }
+
+    #[test]
+    fn a_put_topic_is_named_also_when_nothing_changed() {
+        let document = document(json!({"a":5,"b":{"c":1}}));
+        let (a, b) = (Topic::parse("a").ok(), Topic::parse("b").ok());
+        assert_eq!(Value::Object(document.put(a.as_ref(), json!(5)).unwrap()), json!({"a":5}));
+        assert_eq!(Value::Object(document.put(b.as_ref(), json!({"c":1})).unwrap()), json!({"b":{}}));
+        assert_eq!(Value::Object(document.put(None, json!({"a":5,"b":{"c":1}})).unwrap()), json!({}));
+    }
+
+    #[test]
+    fn a_stored_object_never_holds_a_null_member() {
+        let mut document = document(json!({"a":{"b":null,"c":[null,{"d":null}]},"e":null}));
+        assert_eq!(text(&document), r#"{"a":{"c":[null,{"d":null}]}}"#);
+        let put = document.put(None, json!({"a":{"x":null},"f":null,"g":{"h":{"i":null}}})).unwrap();
+        document.apply(put, EventId::first(3));
+        assert_eq!(text(&document), r#"{"a":{},"g":{"h":{}}}"#);
+    }
+
+    #[test]
+    fn each_topic_knows_its_last_change() {
+        let mut document = document(json!({"a":1,"b":1}));
+        let a = Topic::parse("a").expect("a topic");
+        let b = Topic::parse("b").expect("a topic");
+        let patch = document.patch(Some(&a), json!(2)).unwrap();
+        document.apply(patch, EventId::first(7));
+        assert_eq!(document.get(Some(&a)), Some(("2".into(), EventId::first(7))));
+        assert_eq!(document.get(Some(&b)), Some(("1".into(), EventId::first(2))));
+        assert_eq!(document.get(None), Some((r#"{"a":2,"b":1}"#.into(), EventId::first(7))));
+        let gone = document.delete(Some(&a)).unwrap();
+        document.apply(gone, EventId::first(8));
+        assert_eq!(document.get(Some(&a)), None);
+        assert!(matches!(document.delete(Some(&a)), Err(Refusal::Absent(_))));
+    }
+
+    #[test]
+    fn a_refused_write_names_the_limit() {
+        let document = document(json!({"a":1}));
+        let deep = |levels: usize| (0..levels).fold(json!(1), |value, _| json!([value]));
+        let a = Topic::parse("a").expect("a topic");
+        assert!(document.patch(Some(&a), deep(99)).is_ok());
+        assert_eq!(
+            document.patch(Some(&a), deep(100)),
+            Err(Refusal::Invalid("the document would be deeper than 100 levels".into()))
+        );
+        let large = document.patch(Some(&a), json!("x".repeat(1_000)));
+        assert!(matches!(large, Err(Refusal::TooLarge(text)) if text.contains("at most 1000 fit")));
+        let many = Value::Object((0..1_024).map(|n| (format!("t{n}"), json!(0))).collect());
+        let many = Document::new(EventId::first(1), usize::MAX).patch(None, many).map(|patch| patch.len());
+        assert_eq!(many, Ok(1_024));
+        let many = Value::Object((0..1_025).map(|n| (format!("t{n}"), json!(0))).collect());
+        let many = Document::new(EventId::first(1), usize::MAX).put(None, many);
+        assert!(matches!(many, Err(Refusal::TooLarge(text)) if text.contains("1025 topics")));
+        for body in [json!(1), json!([1]), json!(null), json!("a")] {
+            assert!(matches!(document.patch(None, body), Err(Refusal::Invalid(_))));
+        }
+        assert!(matches!(document.patch(None, json!({"a b":1})), Err(Refusal::Invalid(_))));
+    }
+
+    #[test]
+    fn a_body_is_utf_8_and_json_and_its_last_key_wins() {
+        assert_eq!(parse(br#"{"a":1,"a":2}"#), Ok(json!({"a":2})));
+        for body in [&b"\xff"[..], b"", b"{", b"{}x", b"1e999999", b"\xef\xbb\xbf{}", b"'a'", b"nan"] {
+            assert!(matches!(parse(body), Err(Refusal::Invalid(_))), "{body:?}");
+        }
+        assert!(matches!(parse("[".repeat(1_000_000).as_bytes()), Err(Refusal::Invalid(_))));
+    }
+
+    /// Values as they can be stored: no null as an object's member.
+    fn stored_value() -> impl Strategy<Value = Value> {
+        value(false)
+    }
+
+    fn patch_value() -> impl Strategy<Value = Value> {
+        value(true)
+    }
+
+    fn value(nulls: bool) -> impl Strategy<Value = Value> {
+        let key = "[a-c_\"\\\\\u{1}é]{1,2}";
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from).prop_filter("a number", |value| !value.is_null()),
+            "[ -~é\n\u{7}]{0,6}".prop_map(Value::from),
+        ];
+        let leaf = if nulls { prop_oneof![leaf, Just(Value::Null)].boxed() } else { leaf.boxed() };
+        leaf.prop_recursive(4, 24, 4, move |inner| {
+            let item = prop_oneof![inner.clone(), Just(Value::Null)];
+            prop_oneof![
+                prop::collection::vec(item, 0..4).prop_map(Value::from),
+                prop::collection::btree_map(key, inner, 0..4)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn has_null_member(value: &Value) -> bool {
+        match value {
+            Value::Object(members) => members.values().any(|value| value.is_null() || has_null_member(value)),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn merging_a_difference_gives_the_new_value(old in stored_value(), new in stored_value()) {
+            prop_assert_eq!(merged(old.clone(), diff(&old, &new)), new);
+        }
+
+        #[test]
+        fn merging_stores_no_null_member(old in stored_value(), patch in patch_value()) {
+            prop_assert!(!has_null_member(&merged(old, patch)));
+        }
+
+        #[test]
+        fn growth_is_what_merging_adds(old in stored_value(), patch in patch_value()) {
+            let new = merged(old.clone(), patch.clone());
+            prop_assert_eq!(growth(Some(&old), &patch), weight(&new) as isize - weight(&old) as isize);
+            prop_assert_eq!(growth(None, &patch), weight(&merged(Value::Null, patch)) as isize);
+        }
+
+        #[test]
+        fn weight_is_the_length_of_the_json_and_a_byte_for_each_container(value in patch_value()) {
+            fn filled(value: &Value) -> usize {
+                match value {
+                    Value::Array(items) => usize::from(!items.is_empty()) + items.iter().map(filled).sum::<usize>(),
+                    Value::Object(members) => {
+                        usize::from(!members.is_empty()) + members.values().map(filled).sum::<usize>()
+                    }
+                    _ => 0,
+                }
+            }
+            prop_assert_eq!(weight(&value), value.to_string().len() + filled(&value));
+        }
+
+        #[test]
+        fn depth_is_that_of_what_is_left(patch in patch_value()) {
+            fn deep(value: &Value) -> usize {
+                match value {
+                    Value::Array(items) => 1 + items.iter().map(deep).max().unwrap_or(0),
+                    Value::Object(members) => 1 + members.values().map(deep).max().unwrap_or(0),
+                    _ => 0,
+                }
+            }
+            prop_assert_eq!(depth(&patch), deep(&merged(Value::Null, patch)));
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Events as bytes: names, ids, and the `text/event-stream` encoding (WHATWG HTML, section 9.2).
+//!
+//! The one rule: nothing that could break a line of the stream can get into a name or an id, because their types
+//! cannot be built with it. Data can be any text; its line ends become lines of the field.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The id of an event, `<unix ms>-<sequence>`: the wire's `id:` field and the browser's `lastEventId`.
+///
+/// Ids of one server rise strictly, whatever its clock does. The form is that of a Redis Streams id.
+///
+/// ```
+/// let id: statecast::EventId = "1763797512345-0".parse().unwrap();
+/// assert!(id < "1763797512345-1".parse().unwrap());
+/// assert!("1763797512345".parse::<statecast::EventId>().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId {
+    ms: u64,
+    sequence: u64,
+}
+
+impl EventId {
+    /// The first id of a server that starts at `now_ms`.
+    pub(crate) fn first(now_ms: u64) -> EventId {
+        EventId { ms: now_ms, sequence: 0 }
+    }
+
+    /// The id after this one: the clock's, unless the clock stands still or went back.
+    pub(crate) fn next(self, now_ms: u64) -> EventId {
+        if now_ms > self.ms {
+            EventId::first(now_ms)
+        } else {
+            EventId { ms: self.ms, sequence: self.sequence + 1 }
+        }
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.sequence)
+    }
+}
+
+/// The text is not an id that a server could have issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MalformedId;
+
+impl fmt::Display for MalformedId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event id looks like 1763797512345-0")
+    }
+}
+
+impl std::error::Error for MalformedId {}
+
+impl FromStr for EventId {
+    type Err = MalformedId;
+
+    fn from_str(text: &str) -> Result<EventId, MalformedId> {
+        let (ms, sequence) = text.split_once('-').ok_or(MalformedId)?;
+        let id = EventId {
+            ms: ms.parse().map_err(|_| MalformedId)?,
+            sequence: sequence.parse().map_err(|_| MalformedId)?,
+        };
+        // `+1-00` parses as numbers, but was never issued.
+        if id.to_string() == text { Ok(id) } else { Err(MalformedId) }
+    }
+}
+
+/// What a topic and an event may be called.
+const NAME_RULE: &str = "1 to 64 of A-Z a-z 0-9 . _ - and not . or ..";
+
+fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && text != "."
+        && text != ".."
+}
+
+/// A top-level key of the document, and the path segment of its stream.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Topic(Arc<str>);
+
+impl Topic {
+    /// The topic of that name.
+    ///
+    /// # Errors
+    /// The text for the publisher, where it is no name.
+    pub fn parse(text: &str) -> Result<Topic, String> {
+        if is_name(text) { Ok(Topic(text.into())) } else { Err(format!("a topic is {NAME_RULE}")) }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The wire's `event:` field, the browser's `type`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventName(Cow<'static, str>);
+
+impl EventName {
+    /// Opens a connection, and every new `init` within one.
+    pub const HELLO: EventName = EventName(Cow::Borrowed("hello"));
+    /// The document as it is.
+    pub const INIT: EventName = EventName(Cow::Borrowed("init"));
+    /// A merge patch.
+    pub const UPDATE: EventName = EventName(Cow::Borrowed("update"));
+    /// Says that the connection lives.
+    pub const HEARTBEAT: EventName = EventName(Cow::Borrowed("heartbeat"));
+    /// What an event is called that was published without a name.
+    pub const MESSAGE: EventName = EventName(Cow::Borrowed("message"));
+
+    /// The server's own, and the two that an `EventSource` dispatches without a stream.
+    const RESERVED: [&str; 6] = ["hello", "init", "update", "heartbeat", "open", "error"];
+
+    /// The name of an event that somebody publishes.
+    ///
+    /// # Errors
+    /// The text for the publisher, where it is no name or the server's own.
+    pub fn parse(text: &str) -> Result<EventName, String> {
+        if Self::RESERVED.contains(&text) {
+            let reserved = Self::RESERVED.join(", ");
+            Err(format!("an event cannot be called {reserved}"))
+        } else if is_name(text) {
+            Ok(EventName(text.to_owned().into()))
+        } else {
+            Err(format!("an event's name is {NAME_RULE}"))
+        }
+    }
+}
+
+/// Appends the frame of one event to `out`.
+///
+/// CR, LF and CRLF in `data` each end one line, and come back as LF; empty data is one empty `data:` line.
+pub fn write_event(out: &mut Vec<u8>, id: Option<EventId>, name: &EventName, data: &str) {
+    if let Some(id) = id {
+        out.extend_from_slice(format!("id: {id}\n").as_bytes());
+    }
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(name.0.as_bytes());
+    out.push(b'\n');
+    let mut rest = Some(data);
+    while let Some(text) = rest {
+        let (line, after) = match text.find(['\r', '\n']) {
+            Some(end) if text[end..].starts_with("\r\n") => (&text[..end], Some(&text[end + 2..])),
+            Some(end) => (&text[..end], Some(&text[end + 1..])),
+            None => (text, None),
+        };
+        rest = after;
+        // The space is for people, and makes a first space in the data survive.
+        out.extend_from_slice(if line.is_empty() { b"data:" } else { b"data: " });
+        out.extend_from_slice(line.as_bytes());
+        out.push(b'\n');
+    }
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(data: &str) -> String {
+        let mut out = Vec::new();
+        write_event(&mut out, None, &EventName::MESSAGE, data);
+        String::from_utf8(out).expect("frames of text are text")
+    }
+
+    #[test]
+    fn an_update_is_these_bytes() {
+        let mut out = Vec::new();
+        let id = Some(EventId::first(1_763_797_512_345));
+        write_event(&mut out, id, &EventName::UPDATE, r#"{"temp":21.7}"#);
+        let expected = "id: 1763797512345-0\nevent: update\ndata: {\"temp\":21.7}\n\n";
+        assert_eq!(String::from_utf8_lossy(&out), expected);
+    }
+
+    #[test]
+    fn every_kind_of_line_end_starts_a_data_line() {
+        let table = [
+            ("", "data:\n"),
+            ("a", "data: a\n"),
+            (" a", "data:  a\n"),
+            ("a\nb", "data: a\ndata: b\n"),
+            ("a\rb", "data: a\ndata: b\n"),
+            ("a\r\nb", "data: a\ndata: b\n"),
+            ("a\n\rb", "data: a\ndata:\ndata: b\n"),
+            ("a\r\r\nb", "data: a\ndata:\ndata: b\n"),
+            ("a\n", "data: a\ndata:\n"),
+            ("\n", "data:\ndata:\n"),
+            ("ä\u{2028}b\0", "data: ä\u{2028}b\0\n"),
+        ];
+        for (data, lines) in table {
+            assert_eq!(frame(data), format!("event: message\n{lines}\n"), "{data:?}");
+        }
+    }
+
+    #[test]
+    fn ids_rise_while_the_clock_stands_or_jumps_back() {
+        let clock = [5, 5, 3, 6, 1, 1, 7];
+        let mut id = EventId::first(5);
+        let mut seen = Vec::new();
+        for now in clock {
+            let next = id.next(now);
+            assert!(next > id);
+            id = next;
+            seen.push(id.to_string());
+        }
+        assert_eq!(seen, ["5-1", "5-2", "5-3", "6-0", "6-1", "6-2", "7-0"]);
+    }
+
+    #[test]
+    fn ids_rise_across_a_restart() {
+        let before = EventId::first(1_000).next(1_000).next(900);
+        assert!(EventId::first(1_001) > before);
+    }
+
+    #[test]
+    fn only_ids_that_could_have_been_issued_parse() {
+        for text in ["0-0", "1763797512345-0", "18446744073709551615-3"] {
+            assert_eq!(text.parse::<EventId>().map(|id| id.to_string()), Ok(text.into()));
+        }
+        let bad = [
+            "",
+            "-",
+            "1",
+            "1-",
+            "-1",
+            "1-2-3",
+            "01-0",
+            "+1-0",
+            "1-00",
+            "1- 0",
+            "1-0\n",
+            "a-0",
+            "18446744073709551616-0",
+        ];
+        for text in bad {
+            assert_eq!(text.parse::<EventId>(), Err(MalformedId), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_hold_what_would_break_a_line_or_a_path() {
+        let long = "a".repeat(65);
+        for text in ["", ".", "..", "a b", "a\nb", "a\r", "a\0", "a/b", "ä", &long] {
+            assert!(Topic::parse(text).is_err(), "{text:?}");
+            assert!(EventName::parse(text).is_err(), "{text:?}");
+        }
+        for text in ["a", "...", "A-Z_0.9", &long[..64]] {
+            assert_eq!(Topic::parse(text).expect("a name").as_str(), text);
+            assert!(EventName::parse(text).is_ok(), "{text:?}");
+        }
+        for text in ["hello", "init", "update", "heartbeat", "open", "error"] {
+            assert!(Topic::parse(text).is_ok(), "{text:?}");
+            assert!(EventName::parse(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! History: what was published last, so that whoever was away gets exactly what it missed.
+//!
+//! `hub` appends to it under its lock and reads from it for everybody else. It is the only queue there is: the hub
+//! thread and every client that catches up read it from their own place. The one rule: a place in it is the id of
+//! the last event before it, and it answers for a place only if nothing after that place is gone.
+
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::document::Patch;
+use crate::event::{EventId, EventName, Topic, write_event};
+
+const TO_STRING: &str = "writing to a String cannot fail";
+
+/// Whom an event is for: `None` are the subscribers of the whole document, `/events`.
+pub(crate) type Audience = Option<Topic>;
+
+/// One published event, kept once: what an audience sees of it is found in it when somebody needs it.
+pub(crate) struct Entry {
+    pub id: EventId,
+    name: EventName,
+    /// What `/events` sees.
+    whole: String,
+    /// In the order of their names, as the patch has them.
+    topics: Vec<(Topic, TopicData)>,
+}
+
+/// What the stream of a topic sees.
+enum TopicData {
+    /// This part of `whole`.
+    Part(Range<usize>),
+    /// Text, which `whole` holds as a JSON string.
+    Text(String),
+}
+
+impl Entry {
+    /// A change of the document. Each topic's own patch is a part of the whole one.
+    pub fn update(id: EventId, patch: &Patch) -> Entry {
+        let mut whole = String::from("{");
+        let mut topics = Vec::with_capacity(patch.len());
+        for (key, value) in patch {
+            if whole.len() > 1 {
+                whole.push(',');
+            }
+            // A topic's name needs no escapes.
+            write!(whole, "\"{key}\":").expect(TO_STRING);
+            let start = whole.len();
+            write!(whole, "{value}").expect(TO_STRING);
+            let topic = Topic::parse(key).expect("the document refuses a patch with any other key");
+            topics.push((topic, TopicData::Part(start..whole.len())));
+        }
+        whole.push('}');
+        Entry { id, name: EventName::UPDATE, whole, topics }
+    }
+
+    /// A one-off event for `/events` alone, or for a topic and, wrapped in its name, for `/events`.
+    pub fn one_off(id: EventId, audience: Audience, name: EventName, data: OneOff) -> Entry {
+        let Some(topic) = audience else {
+            let (OneOff::Json(whole) | OneOff::Text(whole)) = data;
+            return Entry { id, name, whole, topics: Vec::new() };
+        };
+        let mut whole = format!("{{\"{}\":", topic.as_str());
+        let data = match data {
+            OneOff::Json(json) => {
+                let start = whole.len();
+                whole.push_str(&json);
+                TopicData::Part(start..whole.len())
+            }
+            OneOff::Text(text) => {
+                write!(whole, "{}", Value::from(text.as_str())).expect(TO_STRING);
+                TopicData::Text(text)
+            }
+        };
+        whole.push('}');
+        Entry { id, name, whole, topics: vec![(topic, data)] }
+    }
+
+    /// The topics whose streams see the event, each once.
+    pub fn topics(&self) -> impl Iterator<Item = &Topic> {
+        self.topics.iter().map(|(topic, _)| topic)
+    }
+
+    /// Appends the event's frame as the audience sees it; says whether it sees it at all.
+    pub fn write_frame(&self, audience: &Audience, out: &mut Vec<u8>) -> bool {
+        let data = match audience {
+            None => &self.whole,
+            Some(wanted) => match self.topics.binary_search_by_key(&wanted, |(topic, _)| topic) {
+                Ok(index) => match &self.topics[index].1 {
+                    TopicData::Part(range) => &self.whole[range.clone()],
+                    TopicData::Text(text) => text.as_str(),
+                },
+                Err(_) => return false,
+            },
+        };
+        write_event(out, Some(self.id), &self.name, data);
+        true
+    }
+
+    /// What it takes of the history's bound: its bytes, and what goes round them in a frame and in memory.
+    pub fn size(&self) -> usize {
+        const AROUND: usize = 128;
+        const AROUND_TOPIC: usize = 64;
+        let topic_size = |(_, data): &(Topic, TopicData)| match data {
+            TopicData::Part(_) => AROUND_TOPIC,
+            TopicData::Text(text) => AROUND_TOPIC + text.len(),
+        };
+        AROUND + self.whole.len() + self.topics.iter().map(topic_size).sum::<usize>()
+    }
+}
+
+/// The data of a one-off event.
+pub(crate) enum OneOff {
+    /// Text that was checked to be JSON.
+    Json(String),
+    /// Any other text.
+    Text(String),
+}
+
+/// The newest entries, oldest first, up to a bound in bytes.
+pub(crate) struct History {
+    entries: VecDeque<Arc<Entry>>,
+    /// The place before the first entry: the last one that was evicted, or the server's start.
+    before: EventId,
+    size: usize,
+    max_size: usize,
+}
+
+impl History {
+    pub fn new(start: EventId, max_size: usize) -> History {
+        History { entries: VecDeque::new(), before: start, size: 0, max_size }
+    }
+
+    /// The place behind everything.
+    pub fn last_id(&self) -> EventId {
+        self.entries.back().map_or(self.before, |entry| entry.id)
+    }
+
+    /// What the entries take of the bound.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Appends an entry. The oldest go where the bound asks for it, but none that came after `keep_after`.
+    pub fn push(&mut self, entry: Entry, keep_after: EventId) {
+        debug_assert!(entry.id > self.last_id());
+        self.size += entry.size();
+        self.entries.push_back(Arc::new(entry));
+        while self.size > self.max_size && self.entries.front().is_some_and(|oldest| oldest.id <= keep_after)
+        {
+            let oldest = self.entries.pop_front().expect("the front was just looked at");
+            self.size -= oldest.size();
+            self.before = oldest.id;
+        }
+    }
+
+    /// What came after a place, oldest first; `None` where some of that is gone, or the id was never issued.
+    pub fn after(&self, place: EventId) -> Option<impl Iterator<Item = &Arc<Entry>>> {
+        let index = if place == self.before {
+            0
+        } else {
+            1 + self.entries.binary_search_by_key(&place, |entry| entry.id).ok()?
+        };
+        Some(self.entries.range(index..))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn id(ms: u64) -> EventId {
+        EventId::first(ms)
+    }
+
+    fn entry(ms: u64, patch: Value) -> Entry {
+        let Value::Object(patch) = patch else { panic!("a patch is an object") };
+        Entry::update(id(ms), &patch)
+    }
+
+    fn frame(entry: &Entry, audience: &Audience) -> Option<String> {
+        let mut out = Vec::new();
+        entry.write_frame(audience, &mut out).then(|| String::from_utf8(out).expect("text"))
+    }
+
+    fn ids_after(history: &History, place: EventId) -> Option<Vec<String>> {
+        history.after(place).map(|entries| entries.map(|entry| entry.id.to_string()).collect())
+    }
+
+    #[test]
+    fn an_update_is_seen_by_the_whole_and_by_each_topic_it_names() {
+        let entry = entry(7, json!({"a":{"x":1},"b":null}));
+        let whole = frame(&entry, &None).unwrap();
+        assert_eq!(whole, "id: 7-0\nevent: update\ndata: {\"a\":{\"x\":1},\"b\":null}\n\n");
+        let part = frame(&entry, &Topic::parse("a").ok()).unwrap();
+        assert_eq!(part, "id: 7-0\nevent: update\ndata: {\"x\":1}\n\n");
+        assert_eq!(frame(&entry, &Topic::parse("b").ok()).unwrap(), "id: 7-0\nevent: update\ndata: null\n\n");
+        assert_eq!(frame(&entry, &Topic::parse("c").ok()), None);
+    }
+
+    #[test]
+    fn a_one_off_event_of_a_topic_is_wrapped_for_the_whole() {
+        let name = EventName::parse("alert").unwrap();
+        let text = Entry::one_off(id(1), Topic::parse("a").ok(), name.clone(), OneOff::Text("x\n\"y".into()));
+        assert_eq!(
+            frame(&text, &Topic::parse("a").ok()).unwrap(),
+            "id: 1-0\nevent: alert\ndata: x\ndata: \"y\n\n"
+        );
+        assert_eq!(frame(&text, &None).unwrap(), "id: 1-0\nevent: alert\ndata: {\"a\":\"x\\n\\\"y\"}\n\n");
+        let json = Entry::one_off(id(2), Topic::parse("a").ok(), name.clone(), OneOff::Json("[1, 2]".into()));
+        assert_eq!(frame(&json, &Topic::parse("a").ok()).unwrap(), "id: 2-0\nevent: alert\ndata: [1, 2]\n\n");
+        assert_eq!(frame(&json, &None).unwrap(), "id: 2-0\nevent: alert\ndata: {\"a\":[1, 2]}\n\n");
+        let alone = Entry::one_off(id(3), None, name, OneOff::Text("hi".into()));
+        assert_eq!(frame(&alone, &None).unwrap(), "id: 3-0\nevent: alert\ndata: hi\n\n");
+        assert_eq!(frame(&alone, &Topic::parse("a").ok()), None);
+    }
+
+    #[test]
+    fn a_place_is_answered_only_while_everything_after_it_is_there() {
+        let size = entry(10, json!({"a":1})).size();
+        let mut history = History::new(id(1), 3 * size);
+        assert_eq!(ids_after(&history, id(1)), Some(vec![]));
+        assert_eq!(history.last_id(), id(1));
+        for ms in 10..15 {
+            history.push(entry(ms, json!({"a":1})), id(99));
+        }
+        assert_eq!(history.last_id(), id(14));
+        assert_eq!(ids_after(&history, id(14)), Some(vec![]));
+        assert_eq!(ids_after(&history, id(12)), Some(vec!["13-0".into(), "14-0".into()]));
+        let all = vec!["12-0".into(), "13-0".into(), "14-0".into()];
+        assert_eq!(ids_after(&history, id(11)), Some(all), "the last evicted id");
+        for gone in [id(1), id(10), id(5), id(15), id(12).next(12)] {
+            assert_eq!(ids_after(&history, gone), None, "{gone}");
+        }
+    }
+
+    #[test]
+    fn what_the_hub_has_not_read_is_kept_over_the_bound() {
+        let mut history = History::new(id(1), 0);
+        for ms in 10..13 {
+            history.push(entry(ms, json!({"a":1})), id(1));
+        }
+        assert_eq!(ids_after(&history, id(1)).map(|ids| ids.len()), Some(3));
+        history.push(entry(13, json!({"a":1})), id(12));
+        assert_eq!(ids_after(&history, id(12)), Some(vec!["13-0".into()]));
+        assert_eq!(ids_after(&history, id(11)), None);
+    }
+}

@@ -1,0 +1,663 @@
+//! The hub: the document, the history and the client list under one lock, and the one thread that writes to live
+//! clients.
+//!
+//! `server` publishes and joins clients; neither ever touches another client's socket. Publishing appends to history
+//! and rings a bell. The hub thread takes everything that came since its last pass as one chunk for each audience
+//! and gives it to each client in one write, so under load there are fewer writes, not longer queues. It never waits
+//! for a client: one whose write does not complete goes to the catch-up thread, and is live again when it has what
+//! it missed. The one rule: nothing blocks, logs or writes to a socket while it holds the lock.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick};
+use serde_json::Value;
+
+use crate::clock::{now_ms, random_between};
+use crate::document::{Document, Patch, Refusal};
+use crate::event::{EventId, EventName, Topic, write_event};
+use crate::history::{Audience, Entry, History, OneOff};
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::stream::{Chunk, Client, Connection, Following, Place, Progress, Reason};
+
+/// What a pass of the hub takes from history at most: more would not fit a socket's send buffer in one write.
+const PASS_BYTES: usize = 64 << 10;
+
+/// What may wait for the hub before publishers wait too.
+const UNREAD_BYTES: usize = 1 << 20;
+
+/// The catch-up thread comes back to a blocked client after the first delay, then ever later, up to the second.
+const VISIT_DELAYS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+
+/// How the hub treats its clients.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub heartbeat: Duration,
+    pub retry: Duration,
+    pub history_bytes: usize,
+    pub max_document_bytes: usize,
+    pub max_clients: usize,
+    pub max_clients_per_address: usize,
+    /// Without any progress for so long a client is removed.
+    pub stall: Duration,
+    pub verbose: bool,
+}
+
+/// Why a client cannot join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    Server,
+    Address,
+    Stopping,
+}
+
+pub(crate) struct Hub {
+    settings: Settings,
+    pub metrics: Arc<Metrics>,
+    log: Log,
+    state: Mutex<State>,
+    /// Publishers wait here for the hub to read what waits for it.
+    has_read: Condvar,
+    /// Whoever stops the hub waits here for the last client.
+    has_left: Condvar,
+    /// One place: a bell that rings already need not be rung again.
+    doorbell: Sender<()>,
+    changed: Sender<()>,
+    /// A client is in here at most once, and there are at most `max_clients`. `None` ends the catch-up thread.
+    behind: Sender<Option<Arc<Client>>>,
+}
+
+struct State {
+    document: Document,
+    history: History,
+    start: EventId,
+    /// The hub thread's place in history.
+    read: EventId,
+    unread_bytes: usize,
+    audiences: HashMap<Audience, Subscribers>,
+    clients: usize,
+    /// Loopback is not counted.
+    clients_of_address: HashMap<IpAddr, usize>,
+    last_client: u64,
+    stopping: bool,
+}
+
+/// The clients of one audience, live or catching up.
+#[derive(Default)]
+struct Subscribers {
+    clients: Vec<Arc<Client>>,
+    /// `init` as of an id, for everybody who needs it before the next event.
+    init: Option<(EventId, Arc<Chunk>)>,
+}
+
+/// The hub's threads.
+pub(crate) struct Threads {
+    hub: JoinHandle<()>,
+    catch_up: JoinHandle<()>,
+    stop: Sender<()>,
+}
+
+impl Hub {
+    /// Starts the hub thread and the catch-up thread, with the document as it was saved. `changed` is rung after
+    /// every change of the document.
+    pub fn start(
+        settings: Settings,
+        saved: Value,
+        log: Log,
+        changed: Sender<()>,
+    ) -> Result<(Arc<Hub>, Threads), StartError> {
+        let start = EventId::first(now_ms());
+        let mut document = Document::new(start, settings.max_document_bytes);
+        let patch = document.patch(None, saved).map_err(StartError::Document)?;
+        document.apply(patch, start);
+        let (doorbell, bell) = bounded(1);
+        let (behind, late) = bounded(settings.max_clients + 1);
+        let (stop, stopped) = bounded(1);
+        let state = State {
+            document,
+            history: History::new(start, settings.history_bytes),
+            start,
+            read: start,
+            unread_bytes: 0,
+            audiences: HashMap::new(),
+            clients: 0,
+            clients_of_address: HashMap::new(),
+            last_client: 0,
+            stopping: false,
+        };
+        let hub = Arc::new(Hub {
+            settings,
+            metrics: Arc::default(),
+            log,
+            state: Mutex::new(state),
+            has_read: Condvar::new(),
+            has_left: Condvar::new(),
+            doorbell,
+            changed,
+            behind,
+        });
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name(name.into()).spawn(run).map_err(StartError::Thread)
+        };
+        let (for_hub, for_catch_up) = (Arc::clone(&hub), Arc::clone(&hub));
+        let threads = Threads {
+            hub: spawn("hub", Box::new(move || for_hub.run(&bell, &stopped)))?,
+            catch_up: spawn("catch-up", Box::new(move || for_catch_up.run_catch_up(&late)))?,
+            stop,
+        };
+        Ok((hub, threads))
+    }
+
+    /// Changes the document by the patch that `make_patch` makes for it, and tells everybody. Returns before anybody
+    /// has been told. Waits while the hub is far behind.
+    pub fn write(
+        &self,
+        make_patch: impl FnOnce(&Document) -> Result<Patch, Refusal>,
+    ) -> Result<EventId, Refusal> {
+        let mut state = self.lock_to_publish();
+        let patch = make_patch(&state.document)?;
+        let id = state.next_id();
+        let entry = Entry::update(id, &patch);
+        state.document.apply(patch, id);
+        state.publish(entry);
+        drop(state);
+        self.ring();
+        self.changed.try_send(()).ok();
+        self.metrics.writes.add(1);
+        if self.settings.verbose {
+            self.log.line(|| format!("update {id}"));
+        }
+        Ok(id)
+    }
+
+    /// Publishes an event that changes nothing. Returns and waits as `write` does.
+    pub fn send(&self, audience: Audience, name: EventName, data: OneOff) -> EventId {
+        let mut state = self.lock_to_publish();
+        let id = state.next_id();
+        state.publish(Entry::one_off(id, audience, name, data));
+        drop(state);
+        self.ring();
+        self.metrics.one_off_events.add(1);
+        if self.settings.verbose {
+            self.log.line(|| format!("one-off event {id}"));
+        }
+        id
+    }
+
+    /// The whole document as JSON, and the id of its last change.
+    pub fn document(&self) -> (String, EventId) {
+        let state = self.lock();
+        (state.document.json(), state.document.last_change())
+    }
+
+    /// The id of the document's last change.
+    pub fn last_change(&self) -> EventId {
+        self.lock().document.last_change()
+    }
+
+    /// The document or one topic as JSON, and the id of its last change; `None` for an absent topic.
+    pub fn get(&self, topic: Option<&Topic>) -> Option<(String, EventId)> {
+        self.lock().document.get(topic)
+    }
+
+    /// Keeps a place for a client from this address; `join` takes it.
+    pub fn admit(&self, address: IpAddr) -> Result<(), Full> {
+        self.lock().admit(address, &self.settings)
+    }
+
+    /// Puts a client that was admitted on the list and brings it up to date; `last_event_id` is what it said it
+    /// has. Blocks for as long as a few writes to a socket that does not block.
+    pub fn join(&self, audience: Audience, last_event_id: Option<EventId>, connection: Connection) {
+        let mut first = format!("retry: {}\n\n", self.jittered_retry()).into_bytes();
+        let (client, stopping) = {
+            let mut state = self.lock();
+            state.last_client += 1;
+            let id = state.last_client;
+            let place = state.resume(last_event_id);
+            let mut ends = Vec::new();
+            if let Place::After(_) = place {
+                self.write_hello(&mut first, id, "replay", "known");
+                ends.push((None, first.len()));
+            }
+            let first = Chunk::new(&first, ends);
+            let client = Arc::new(Client::new(id, audience.clone(), place, connection, &first));
+            state.audiences.entry(audience).or_default().clients.push(Arc::clone(&client));
+            (client, state.stopping)
+        };
+        self.metrics.streams.add(1);
+        self.log.line(|| {
+            let topic = client.audience.as_ref().map(|topic| format!("/{}", topic.as_str()));
+            let path = topic.unwrap_or_default();
+            format!("client {} at {} connected to /events{path}", client.id, client.address)
+        });
+        match client.catch_up(|client, place| self.following(client, place)) {
+            Progress::Done => {}
+            Progress::Blocked => self.hand_over(Arc::clone(&client)),
+            Progress::Gone(error) => self.remove(&client, &error),
+        }
+        if stopping {
+            self.end(client, None);
+        }
+    }
+
+    /// Every client, in the order of their ids.
+    pub fn clients(&self) -> Vec<Arc<Client>> {
+        let mut clients = self.lock().all_clients();
+        clients.sort_by_key(|client| client.id);
+        clients
+    }
+
+    /// Ends a client's stream; it may come back. Says whether there was one.
+    pub fn disconnect(&self, id: u64) -> bool {
+        let client = self.lock().all_clients().into_iter().find(|client| client.id == id);
+        client.is_some_and(|client| {
+            self.end(client, None);
+            true
+        })
+    }
+
+    /// The number of clients, and what history holds in bytes.
+    pub fn size(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.clients, state.history.size())
+    }
+
+    /// Takes no client and delays no publisher from now on.
+    pub fn begin_stop(&self) {
+        self.lock().stopping = true;
+        self.has_read.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What is done under the lock does not panic half-way: patches are judged before they are applied.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_to_publish(&self) -> MutexGuard<'_, State> {
+        let far_behind = |state: &mut State| state.unread_bytes > UNREAD_BYTES && !state.stopping;
+        self.has_read.wait_while(self.lock(), far_behind).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self) {
+        // Full: it rings already. Disconnected: the hub has stopped, and everybody was told to come back.
+        self.doorbell.try_send(()).ok();
+    }
+
+    /// 2 to 4 s for the default of 3: a restart must not bring everyone back at once.
+    fn jittered_retry(&self) -> u64 {
+        let retry = self.settings.retry.as_millis() as u64;
+        random_between(retry * 2 / 3, retry * 4 / 3)
+    }
+
+    fn write_hello(&self, out: &mut Vec<u8>, client: u64, resume: &str, reason: &str) {
+        let heartbeat_ms = self.settings.heartbeat.as_millis();
+        let data = format!(
+            r#"{{"client":{client},"heartbeat_ms":{heartbeat_ms},"resume":"{resume}","reason":"{reason}"}}"#
+        );
+        write_event(out, None, &EventName::HELLO, &data);
+    }
+
+    /// What comes after a client's place, up to a pass's worth; `None` at the end of history.
+    fn following(&self, client: &Client, place: Place) -> Option<Following> {
+        let reason = match place {
+            Place::Nowhere(reason) => reason,
+            Place::After(place) => {
+                let entries = self.lock().history.after(place).map(up_to_a_pass);
+                match entries {
+                    Some(entries) => {
+                        let place = entries.last()?.id;
+                        let chunk = chunk_of(&entries, &client.audience).map(Arc::new);
+                        return Some(Following { chunks: chunk.into_iter().collect(), place });
+                    }
+                    None => Reason::Lagged,
+                }
+            }
+        };
+        if reason == Reason::Lagged {
+            self.metrics.lagged.add(1);
+        }
+        let (place, init) = self.lock().init(&client.audience);
+        let mut hello = Vec::new();
+        self.write_hello(&mut hello, client.id, "init", &reason.to_string());
+        let end = hello.len();
+        let hello = Chunk::new(&hello, vec![(None, end)]);
+        Some(Following { chunks: vec![Arc::new(hello), init], place })
+    }
+
+    /// The hub thread: one loop, woken by the bell, the heartbeat, or the end.
+    fn run(&self, bell: &Receiver<()>, stop: &Receiver<()>) {
+        let heartbeat = tick(self.settings.heartbeat);
+        loop {
+            select! {
+                recv(bell) -> _ => {
+                    if self.pass() {
+                        // The rest waits for its turn behind a heartbeat that is due.
+                        self.ring();
+                    }
+                }
+                recv(heartbeat) -> _ => self.beat(),
+                recv(stop) -> _ => {
+                    while self.pass() {}
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes what was published since the last pass to everybody it is for; says whether there is more.
+    fn pass(&self) -> bool {
+        let (entries, more, to, audiences) = {
+            let mut state = self.lock();
+            let unread = state.history.after(state.read).expect("history keeps what the hub has not read");
+            let entries = up_to_a_pass(unread);
+            let Some(last) = entries.last() else { return false };
+            let to = last.id;
+            state.read = to;
+            state.unread_bytes -= entries.iter().map(|entry| entry.size()).sum::<usize>();
+            let topics = entries.iter().flat_map(|entry| entry.topics().cloned().map(Some));
+            let mut touched: Vec<Audience> = std::iter::once(None).chain(topics).collect();
+            touched.sort_unstable();
+            touched.dedup();
+            let clients = |audience: Audience| {
+                let clients = state.audiences.get(&audience)?.clients.clone();
+                Some((audience, clients))
+            };
+            let audiences: Vec<_> = touched.into_iter().filter_map(clients).collect();
+            (entries, to != state.history.last_id(), to, audiences)
+        };
+        self.has_read.notify_all();
+        self.metrics.passes.add(1);
+        for (audience, clients) in audiences {
+            if let Some(chunk) = chunk_of(&entries, &audience) {
+                self.deliver(&clients, &chunk, Some(to));
+            }
+        }
+        more
+    }
+
+    fn beat(&self) {
+        let mut frame = Vec::new();
+        write_event(&mut frame, None, &EventName::HEARTBEAT, &now_ms().to_string());
+        let end = frame.len();
+        let chunk = Chunk::new(&frame, vec![(None, end)]);
+        let clients = self.lock().all_clients();
+        self.deliver(&clients, &chunk, None);
+    }
+
+    fn deliver(&self, clients: &[Arc<Client>], chunk: &Chunk, to: Option<EventId>) {
+        let mut delivered = 0;
+        for client in clients {
+            match client.deliver(chunk, to) {
+                Some(Progress::Done) => delivered += 1,
+                Some(Progress::Blocked) => {
+                    self.metrics.behind.add(1);
+                    self.hand_over(Arc::clone(client));
+                }
+                Some(Progress::Gone(error)) => self.remove(client, &error),
+                None => {}
+            }
+        }
+        self.metrics.deliveries.add(delivered * chunk.count() as u64);
+    }
+
+    fn hand_over(&self, client: Arc<Client>) {
+        // Full only for as long as the catch-up thread takes to empty it, and that thread waits for nobody.
+        self.behind.send(Some(client)).ok();
+    }
+
+    /// The catch-up thread: visits each client that is behind until it is live again or gone.
+    fn run_catch_up(&self, late: &Receiver<Option<Arc<Client>>>) {
+        let mut visits: Vec<Visit> = Vec::new();
+        loop {
+            let due = visits.iter().map(|visit| visit.due).min();
+            let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+            match late.recv_deadline(due) {
+                Ok(Some(client)) => visits.push(Visit::new(client, self.settings.stall)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            visits.retain_mut(|visit| visit.due > Instant::now() || self.visit(visit));
+        }
+    }
+
+    /// Says whether another visit is needed.
+    fn visit(&self, visit: &mut Visit) -> bool {
+        let client = &visit.client;
+        match client.catch_up(|client, place| self.following(client, place)) {
+            Progress::Done => return false,
+            Progress::Gone(error) => {
+                self.remove(client, &error);
+                return false;
+            }
+            Progress::Blocked => {}
+        }
+        if visit.is_stalled() {
+            let text = format!("nothing was read for {} s", self.settings.stall.as_secs_f32());
+            self.remove(&visit.client, &io::Error::new(io::ErrorKind::TimedOut, text));
+            return false;
+        }
+        true
+    }
+
+    fn end(&self, client: Arc<Client>, retry: Option<Chunk>) {
+        match client.end(retry) {
+            Some(Progress::Blocked) => self.hand_over(client),
+            Some(Progress::Gone(error)) => self.remove(&client, &error),
+            Some(Progress::Done) | None => {}
+        }
+    }
+
+    /// Takes a client off the list and closes its connection. The first caller's reason is logged.
+    fn remove(&self, client: &Arc<Client>, error: &io::Error) {
+        let status = client.status();
+        if self.lock().remove(client) {
+            self.metrics.gone.add(1);
+            self.log.line(|| format!("client {} gone after {} events: {error}", client.id, status.events));
+            self.has_left.notify_all();
+        }
+        client.close();
+    }
+}
+
+impl Threads {
+    /// Delivers what was published, ends every stream with a time to come back, and waits for that until `deadline`.
+    pub fn stop(self, hub: &Hub, deadline: Instant) {
+        hub.begin_stop();
+        self.stop.send(()).ok();
+        self.hub.join().ok();
+        let clients = hub.clients();
+        // 300 a second: what a small machine answers with ease.
+        let window = (clients.len() as u64 * 1_000 / 300).clamp(1_000, 30_000);
+        for client in clients {
+            let retry = format!("retry: {}\n\n", random_between(100, window));
+            hub.end(client, Some(Chunk::new(retry.as_bytes(), Vec::new())));
+        }
+        let mut state = hub.lock();
+        while state.clients > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = hub.has_left.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let stalled = state.all_clients();
+        drop(state);
+        for client in stalled {
+            hub.remove(&client, &io::Error::other("the server stopped"));
+        }
+        hub.behind.send(None).ok();
+        self.catch_up.join().ok();
+    }
+}
+
+impl State {
+    fn next_id(&self) -> EventId {
+        self.history.last_id().next(now_ms())
+    }
+
+    fn publish(&mut self, entry: Entry) {
+        self.unread_bytes += entry.size();
+        self.history.push(entry, self.read);
+    }
+
+    fn room(&self, address: IpAddr, settings: &Settings) -> Result<(), Full> {
+        let of_address = self.clients_of_address.get(&address).copied().unwrap_or(0);
+        if self.stopping {
+            Err(Full::Stopping)
+        } else if self.clients >= settings.max_clients {
+            Err(Full::Server)
+        } else if settings.max_clients_per_address > 0 && of_address >= settings.max_clients_per_address {
+            Err(Full::Address)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn admit(&mut self, address: IpAddr, settings: &Settings) -> Result<(), Full> {
+        self.room(address, settings)?;
+        self.clients += 1;
+        if !address.to_canonical().is_loopback() {
+            *self.clients_of_address.entry(address).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Where a client starts that says it has everything up to an id.
+    fn resume(&self, last_event_id: Option<EventId>) -> Place {
+        match last_event_id {
+            None => Place::Nowhere(Reason::First),
+            Some(id) if self.history.after(id).is_some() => Place::After(id),
+            Some(id) if id < self.start => Place::Nowhere(Reason::Restart),
+            Some(_) => Place::Nowhere(Reason::Gap),
+        }
+    }
+
+    /// The audience's `init` and the id it is current as of, encoded once until the next event.
+    fn init(&mut self, audience: &Audience) -> (EventId, Arc<Chunk>) {
+        let id = self.history.last_id();
+        let subscribers = self.audiences.get_mut(audience);
+        if let Some(Subscribers { init: Some((as_of, init)), .. }) = &subscribers
+            && *as_of == id
+        {
+            return (id, Arc::clone(init));
+        }
+        let data = self.document.get(audience.as_ref()).map_or_else(|| "null".into(), |(json, _)| json);
+        let mut frame = Vec::with_capacity(data.len() + 64);
+        write_event(&mut frame, Some(id), &EventName::INIT, &data);
+        let end = frame.len();
+        let init = Arc::new(Chunk::new(&frame, vec![(Some(id), end)]));
+        if let Some(subscribers) = subscribers {
+            subscribers.init = Some((id, Arc::clone(&init)));
+        }
+        (id, init)
+    }
+
+    fn all_clients(&self) -> Vec<Arc<Client>> {
+        self.audiences.values().flat_map(|subscribers| subscribers.clients.iter().cloned()).collect()
+    }
+
+    /// Says whether the client was on the list.
+    fn remove(&mut self, client: &Arc<Client>) -> bool {
+        let Some(subscribers) = self.audiences.get_mut(&client.audience) else { return false };
+        let Some(index) = subscribers.clients.iter().position(|other| Arc::ptr_eq(other, client)) else {
+            return false;
+        };
+        subscribers.clients.swap_remove(index);
+        if subscribers.clients.is_empty() {
+            self.audiences.remove(&client.audience);
+        }
+        self.clients -= 1;
+        let address = client.address.ip();
+        if let Some(count) = self.clients_of_address.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                self.clients_of_address.remove(&address);
+            }
+        }
+        true
+    }
+}
+
+/// A client that is behind, and when to look at it again.
+struct Visit {
+    client: Arc<Client>,
+    due: Instant,
+    delay: Duration,
+    stall: Duration,
+    /// When the peer was last seen to have read something, and how much it had read then.
+    progress: (Instant, u64),
+}
+
+impl Visit {
+    fn new(client: Arc<Client>, stall: Duration) -> Visit {
+        let now = Instant::now();
+        Visit { client, due: now, delay: VISIT_DELAYS.0, stall, progress: (now, 0) }
+    }
+
+    /// Plans the next visit; says whether it is too late for one.
+    fn is_stalled(&mut self) -> bool {
+        let now = Instant::now();
+        self.due = now + self.delay;
+        self.delay = (self.delay * 2).min(VISIT_DELAYS.1);
+        // Asked now and then only: it takes a look at the kernel's queue.
+        if now - self.progress.0 < self.stall / 8 {
+            return false;
+        }
+        let acknowledged = self.client.acknowledged();
+        if acknowledged > self.progress.1 {
+            self.progress = (now, acknowledged);
+        }
+        now - self.progress.0 >= self.stall
+    }
+}
+
+/// The first entries, as many as one pass takes, at least one if there is one.
+fn up_to_a_pass<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> Vec<Arc<Entry>> {
+    let mut size = 0;
+    let fits = |entry: &&Arc<Entry>| {
+        let first = size == 0;
+        size += entry.size();
+        first || size <= PASS_BYTES
+    };
+    entries.take_while(fits).cloned().collect()
+}
+
+/// The entries as the audience sees them, `None` if it sees none of them.
+fn chunk_of(entries: &[Arc<Entry>], audience: &Audience) -> Option<Chunk> {
+    let mut frames = Vec::new();
+    let mut ends = Vec::new();
+    for entry in entries {
+        if entry.write_frame(audience, &mut frames) {
+            ends.push((Some(entry.id), frames.len()));
+        }
+    }
+    (!ends.is_empty()).then(|| Chunk::new(&frames, ends))
+}
+
+/// One client as `GET /clients` shows it, as JSON.
+pub(crate) fn description(client: &Client) -> String {
+    let status = client.status();
+    let id = client.id;
+    let address = Value::from(client.address.to_string());
+    let topic = Value::from(client.audience.as_ref().map(Topic::as_str));
+    let state = if status.live { "live" } else { "catching_up" };
+    let connected_at = client.connected_at_ms;
+    let last_event_id = Value::from(status.last_event_id.map(|id| id.to_string()));
+    let (events, bytes) = (status.events, status.bytes);
+    let user_agent = Value::from(client.user_agent.as_deref());
+    format!(
+        r#"{{"id":{id},"address":{address},"topic":{topic},"state":"{state}","connected_at":{connected_at},"last_event_id":{last_event_id},"events":{events},"bytes":{bytes},"user_agent":{user_agent}}}"#
+    )
+}
+
+/// Why a hub does not start.
+#[derive(Debug)]
+pub(crate) enum StartError {
+    Document(Refusal),
+    Thread(io::Error),
+}

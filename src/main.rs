@@ -1,0 +1,64 @@
+//! The command: arguments to calls.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use crossbeam_channel::bounded;
+use statecast::{Command, Config, Server};
+
+fn main() -> ExitCode {
+    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    match Command::parse(arguments, |name| std::env::var(name).ok()) {
+        Ok(Command::Print(text)) => {
+            // A closed pipe is a quiet end.
+            io::stdout().write_all(text.as_bytes()).ok();
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Serve(config)) => match serve(*config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error.to_string(), 1),
+        },
+        Err(line) => failed(&line, 2),
+    }
+}
+
+fn failed(line: &str, code: u8) -> ExitCode {
+    writeln!(io::stderr(), "statecast: {line}").ok();
+    ExitCode::from(code)
+}
+
+/// Serves until SIGTERM or SIGINT; the second one ends the process at once.
+fn serve(config: Config) -> io::Result<()> {
+    let (interrupted, interrupt) = bounded(1);
+    let mut seen = false;
+    ctrlc::set_handler(move || {
+        if std::mem::replace(&mut seen, true) {
+            std::process::exit(130);
+        }
+        interrupted.send(()).ok();
+    })
+    .map_err(io::Error::other)?;
+    let kept = match &config.document {
+        Some(path) => format!("kept in {}", path.display()),
+        None => "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
+    };
+    let writes = if config.open {
+        "anybody who can connect may write (--open)"
+    } else {
+        "from this machine alone; --open lets anybody write"
+    };
+    let server = Server::start(config)?;
+    let address = server.address();
+    let text = format!(
+        "statecast listens on http://{address}/\n  document: {kept}\n  writes:   {writes}\n  clients:  {} at most\n",
+        server.max_clients()
+    );
+    // Started without a terminal or with a closed pipe, it serves all the same.
+    io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).ok();
+    interrupt.recv().ok();
+    if io::stderr().is_terminal() {
+        writeln!(io::stderr(), "statecast: stopping; once more ends it at once").ok();
+    }
+    server.stop();
+    Ok(())
+}

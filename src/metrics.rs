@@ -1,0 +1,80 @@
+//! Counters, for `GET /metrics` in the Prometheus text format.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only rises.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a server has done since it started.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    pub requests: Counter,
+    pub refusals: Counter,
+    pub writes: Counter,
+    pub one_off_events: Counter,
+    pub streams: Counter,
+    pub deliveries: Counter,
+    pub passes: Counter,
+    pub behind: Counter,
+    pub lagged: Counter,
+    pub gone: Counter,
+    pub save_faults: Counter,
+    pub rebuilt_listeners: Counter,
+    pub unfound_sockets: Counter,
+    pub cut_connections: Counter,
+    pub abandoned_requests: Counter,
+}
+
+impl Metrics {
+    /// The text, and beside the counters what the hub can count at this moment.
+    pub fn text(&self, clients: usize, history_bytes: usize) -> String {
+        let counters = [
+            ("requests", "Requests taken", &self.requests),
+            ("refusals", "Requests answered with 4xx or 5xx", &self.refusals),
+            ("writes", "Changes of the document accepted", &self.writes),
+            ("one_off_events", "One-off events accepted", &self.one_off_events),
+            ("streams", "Event streams opened", &self.streams),
+            ("deliveries", "Events written to live clients", &self.deliveries),
+            ("passes", "Passes of the hub over its clients", &self.passes),
+            ("behind", "Writes that did not complete; the client was caught up", &self.behind),
+            ("lagged", "Clients that history could not catch up; they got the document", &self.lagged),
+            ("gone", "Clients removed because a write failed or made no progress", &self.gone),
+            ("save_faults", "Times the document could not be saved", &self.save_faults),
+            (
+                "rebuilt_listeners",
+                "Times tiny_http stopped accepting and was replaced",
+                &self.rebuilt_listeners,
+            ),
+            ("unfound_sockets", "Streams whose socket was not found", &self.unfound_sockets),
+            ("cut_connections", "Connections cut for being too slow or idle", &self.cut_connections),
+            (
+                "abandoned_requests",
+                "Requests that could not be dropped; each costs a thread and two descriptors for good",
+                &self.abandoned_requests,
+            ),
+        ];
+        let mut text = String::new();
+        let mut put = |name: &str, help: &str, kind: &str, value: u64| {
+            writeln!(text, "# HELP {name} {help}.\n# TYPE {name} {kind}\n{name} {value}")
+                .expect("writing to a String cannot fail");
+        };
+        for (name, help, counter) in counters {
+            put(&format!("statecast_{name}_total"), help, "counter", counter.value());
+        }
+        put("statecast_clients", "Open event streams", "gauge", clients as u64);
+        put("statecast_history_bytes", "What history holds", "gauge", history_bytes as u64);
+        text
+    }
+}

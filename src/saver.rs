@@ -1,0 +1,134 @@
+//! The file that keeps the document.
+//!
+//! It is written whole and atomically, at most once a second and when the server stops: an SD card lives long, and
+//! whatever happens, the file holds one whole document.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
+use serde_json::{Map, Value};
+
+use crate::document;
+use crate::event::EventId;
+use crate::hub::Hub;
+use crate::log::Log;
+
+/// Between two writes.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The document as the file has it; an empty one if there is no file.
+///
+/// # Errors
+/// The file cannot be read, or holds no JSON; the text names it.
+pub(crate) fn read(path: &Path) -> io::Result<Value> {
+    let named = |text: String| format!("--document {}: {text}", path.display());
+    match fs::read(path) {
+        Ok(bytes) => document::parse(&bytes)
+            .map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, named(refusal.to_string()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Object(Map::new())),
+        Err(error) => Err(io::Error::new(error.kind(), named(error.to_string()))),
+    }
+}
+
+/// The thread that writes the file.
+pub(crate) struct Saver {
+    thread: JoinHandle<()>,
+    stop: Sender<()>,
+}
+
+impl Saver {
+    /// Saves the hub's document to `path` whenever `changed` rings.
+    pub fn start(path: PathBuf, hub: Arc<Hub>, changed: Receiver<()>, log: Log) -> io::Result<Saver> {
+        let (stop, stopped) = bounded(1);
+        // What was read at the start need not be written.
+        let saved = hub.last_change();
+        let mut file = SavedFile { path, hub, log, saved, is_faulty: false };
+        let thread = thread::Builder::new().name("saver".into()).spawn(move || {
+            loop {
+                let again = if file.is_faulty { after(PAUSE) } else { never() };
+                let is_last = select! {
+                    recv(changed) -> _ => false,
+                    recv(again) -> _ => false,
+                    recv(stopped) -> _ => true,
+                };
+                file.save();
+                if is_last {
+                    return;
+                }
+                if stopped.recv_timeout(PAUSE).is_ok() {
+                    file.save();
+                    return;
+                }
+            }
+        })?;
+        Ok(Saver { thread, stop })
+    }
+
+    /// Saves what has changed since the last time.
+    pub fn stop(self) {
+        self.stop.send(()).ok();
+        self.thread.join().ok();
+    }
+}
+
+struct SavedFile {
+    path: PathBuf,
+    hub: Arc<Hub>,
+    log: Log,
+    /// The change that the file is as of.
+    saved: EventId,
+    is_faulty: bool,
+}
+
+impl SavedFile {
+    fn save(&mut self) {
+        if self.hub.last_change() == self.saved {
+            return;
+        }
+        let (json, id) = self.hub.document();
+        let path = self.path.display();
+        match write(&self.path, &json) {
+            Ok(()) => {
+                self.saved = id;
+                if self.is_faulty {
+                    self.log.line(|| format!("the document is saved again to {path}"));
+                }
+                self.is_faulty = false;
+            }
+            Err(error) => {
+                self.hub.metrics.save_faults.add(1);
+                // Said once: it is tried every second.
+                if !self.is_faulty {
+                    self.log.line(|| format!("the document cannot be saved to {path}: {error}"));
+                }
+                self.is_faulty = true;
+            }
+        }
+    }
+}
+
+/// Replaces the file in one step: a crash leaves the old document or the new one.
+fn write(path: &Path, json: &str) -> io::Result<()> {
+    // A link stays a link.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut temporary = path.clone().into_os_string();
+    temporary.push(".new");
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(json.as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()
+    });
+    if let Err(error) = written.and_then(|()| fs::rename(&temporary, &path)) {
+        // A full disk should not be kept full by half a file.
+        fs::remove_file(&temporary).ok();
+        return Err(error);
+    }
+    // The new name, too, must survive a power cut.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
