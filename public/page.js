@@ -94,7 +94,7 @@ function drawReadings() {
   setText(byId('count'), count(eventCount) + (eventsPerSecond > 1 ? `, ${count(eventsPerSecond)}/s` : ''));
   let heartbeat = '–';
   if (hello) heartbeat = `every ${hello.heartbeat_ms / 1000} s`;
-  if (heartbeatAt) heartbeat += `, last ${Math.max(0, Math.round((Date.now() - heartbeatAt) / 1000))} s ago`;
+  if (heartbeatAt) heartbeat += `, ${Math.max(0, Math.round((Date.now() - heartbeatAt) / 1000))} s ago`;
   setText(byId('heartbeat'), heartbeat);
 }
 

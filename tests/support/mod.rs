@@ -157,6 +157,8 @@ pub struct Stream {
     pub retry: Option<u64>,
     /// Everything that came, for the message when something does not.
     seen: String,
+    /// When something else than a heartbeat came last.
+    heard: Instant,
 }
 
 impl Stream {
@@ -197,6 +199,7 @@ impl Stream {
             left_in_chunk: 0,
             retry: None,
             seen: String::new(),
+            heard: Instant::now(),
         };
         while !stream.head.ends_with("\r\n\r\n") {
             let line = stream.raw_line().expect("a head");
@@ -247,6 +250,10 @@ impl Stream {
                 "" if line.is_empty() => {
                     if let Some(data) = data.take() {
                         event.data = data;
+                        if event.name != "heartbeat" {
+                            self.heard = Instant::now();
+                        }
+                        assert!(self.heard.elapsed() < DEADLINE, "nothing but heartbeats after {}", self.seen);
                         return Some(event);
                     }
                 }

@@ -1,0 +1,152 @@
+//! Crowds: bursts of clients that tiny_http would strand, publishers beside them, and too few descriptors.
+
+mod support;
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+
+use support::*;
+
+/// Opens all connections at once, then reads each one's `init`.
+fn burst(address: SocketAddr, clients: usize) -> Vec<Stream> {
+    let connections: Vec<TcpStream> = (0..clients)
+        .map(|_| {
+            let mut connection = connect(address);
+            write!(connection, "GET /events HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+            connection
+        })
+        .collect();
+    let mut streams: Vec<Stream> = connections.into_iter().map(Stream::on).collect();
+    for stream in &mut streams {
+        stream.next_named("init");
+    }
+    streams
+}
+
+fn bursts_are_served_beside_publishers(clients: usize) {
+    let server = start();
+    let address = server.address();
+    for _ in 0..2 {
+        let publishers: Vec<_> = (0..16).map(|number| thread::spawn(move || keep_publishing(address, number))).collect();
+        drop(burst(address, clients));
+        for publisher in publishers {
+            publisher.join().unwrap();
+        }
+    }
+}
+
+/// Twenty writes over one connection.
+fn keep_publishing(address: SocketAddr, number: usize) {
+    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(DEADLINE)).build().into();
+    for count in 0..20 {
+        let url = format!("http://{address}/state/p{number}");
+        agent.put(&url).send(count.to_string()).expect("the publisher gets its answer");
+    }
+}
+
+#[test]
+fn a_burst_of_5_is_served() {
+    bursts_are_served_beside_publishers(5);
+}
+
+#[test]
+fn a_burst_of_50_is_served() {
+    bursts_are_served_beside_publishers(50);
+}
+
+#[test]
+fn a_burst_of_500_is_served() {
+    bursts_are_served_beside_publishers(500);
+}
+
+#[test]
+fn kept_alive_connections_that_stay_open_strand_nobody() {
+    let server = start();
+    let address = server.address();
+    let mut kept: Vec<TcpStream> = (0..40).map(|_| connect(address)).collect();
+    for connection in &mut kept {
+        write!(connection, "GET /healthz HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+    }
+    for connection in &mut kept {
+        let mut answer = [0; 15];
+        std::io::Read::read_exact(connection, &mut answer).expect("each is answered while all stay open");
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    }
+}
+
+#[test]
+fn a_stream_costs_one_descriptor_and_no_thread() {
+    let server = Binary::start(&[]);
+    let process = format!("/proc/{}", server.child.id());
+    let descriptors = || std::fs::read_dir(format!("{process}/fd")).unwrap().count();
+    let threads = || std::fs::read_dir(format!("{process}/task")).unwrap().count();
+    let mut streams = burst(server.address, 300);
+    let most = wait_until(&descriptors, |count| *count < 300 + 20);
+    assert!(most >= 300);
+    wait_until(threads, |count| *count < 40);
+    let id = put(server.address, "/state/a", "1");
+    for stream in &mut streams {
+        assert_eq!(stream.next().id(), id);
+    }
+    drop(streams);
+    // A client that left is noticed when it is written to.
+    wait_until(
+        || {
+            put(server.address, "/state/a", "2");
+            descriptors()
+        },
+        |count| *count < 20,
+    );
+}
+
+#[test]
+fn out_of_descriptors_open_streams_go_on_and_new_ones_are_served_when_some_have_left() {
+    let server = Binary::start_under("ulimit -n 64", &[]);
+    let address = server.address;
+    let mut streams = burst(address, 10);
+    // Connections that say nothing take what is left, two descriptors each, until accepting fails.
+    let silent: Vec<TcpStream> = (0..80).map(|_| connect(address)).collect();
+    let id = wait_until(
+        || {
+            let mut publisher = TcpStream::connect(address).unwrap();
+            publisher.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+            write!(publisher, "PUT /state/a HTTP/1.1\r\nHost: {address}\r\nContent-Length: 1\r\n\r\n1").unwrap();
+            let mut answer = [0; 1];
+            std::io::Read::read(&mut publisher, &mut answer).unwrap_or(0)
+        },
+        |count| *count == 0,
+    );
+    assert_eq!(id, 0, "nobody new is served");
+    drop(silent);
+    // It serves again by itself, and the streams never stopped.
+    let published = wait_until(
+        || {
+            let agent: ureq::Agent =
+                ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(1))).build().into();
+            agent.put(format!("http://{address}/state/b")).send("2").is_ok()
+        },
+        |done| *done,
+    );
+    assert!(published);
+    for stream in &mut streams {
+        while stream.next_named("update").json()["b"] != 2 {}
+    }
+    let fresh = burst(address, 5);
+    assert_eq!(fresh.len(), 5);
+}
+
+#[test]
+fn who_comes_when_the_server_is_full_is_told_when_to_come_back() {
+    let server = start_with(|config| config.max_clients = 2);
+    let address = server.address();
+    let mut first = Stream::open(address, "/events");
+    let _second = Stream::open(address, "/events");
+    let refused = get(address, "/events");
+    assert_eq!(refused.status, 503);
+    let seconds: u64 = refused.header("Retry-After").unwrap().parse().unwrap();
+    assert!((5..=15).contains(&seconds));
+    assert_eq!(request(address, "DELETE", "/clients/1", &[], "").status, 200);
+    assert!(first.ends_cleanly());
+    assert_eq!(burst(address, 1).len(), 1);
+}

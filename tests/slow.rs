@@ -1,0 +1,137 @@
+//! A client that stops reading: it delays nobody, and is right again when it goes on.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::json;
+use statecast::Server;
+use support::*;
+
+/// Publishes until the server has seen that the one client does not read.
+fn stall(server: &Server, large: &str) -> usize {
+    let address = server.address();
+    for count in 0.. {
+        patch(address, "/state/large", &json!({"text": large, "count": count}).to_string());
+        let clients = get(address, "/clients").json();
+        if clients.as_array().unwrap().iter().any(|client| client["state"] == "catching_up") {
+            return count;
+        }
+        assert!(count < 1_000, "it takes everything: {clients}");
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_client_that_stops_reading_delays_nobody_and_catches_up_from_history() {
+    let server = start_with(|config| config.history_bytes = 64 << 20);
+    let address = server.address();
+    let mut healthy = Stream::open(address, "/events");
+    let mut stalled = Stream::open_narrow(address, "/events");
+    for stream in [&mut healthy, &mut stalled] {
+        assert_eq!(stream.next().name, "hello");
+        assert_eq!(stream.next().name, "init");
+    }
+    let last = stall(&server, &"x".repeat(20_000));
+    let id = put(address, "/state/done", "true");
+    // The healthy one has everything while the other still stands.
+    let mut replica = Replica { document: Some(json!({})), last_id: None };
+    while replica.last_id != Some(id) {
+        replica.apply(&healthy.next());
+    }
+    let clients = get(address, "/clients").json();
+    assert_eq!((&clients[0]["state"], &clients[1]["state"]), (&json!("live"), &json!("catching_up")));
+    // Then it reads again: every event, none twice, no second init.
+    let mut counts = Vec::new();
+    let mut late = Replica { document: Some(json!({})), last_id: None };
+    while late.last_id != Some(id) {
+        let event = stalled.next();
+        assert_eq!(event.name, "update");
+        if let Some(count) = event.json()["large"]["count"].as_u64() {
+            counts.push(count as usize);
+        }
+        late.apply(&event);
+    }
+    assert_eq!(counts, (0..=last).collect::<Vec<_>>());
+    assert_eq!(late.document, replica.document);
+    wait_until(|| get(address, "/clients").json()[1]["state"].clone(), |state| state == "live");
+    let fence = put(address, "/state/fence", "1");
+    assert_eq!((healthy.next().id(), stalled.next().id()), (fence, fence));
+}
+
+#[test]
+fn a_client_that_stops_reading_for_longer_than_history_gets_the_document() {
+    let server = start_with(|config| config.history_bytes = 1_000);
+    let address = server.address();
+    let mut stalled = Stream::open_narrow(address, "/events");
+    assert_eq!(stalled.next().json()["reason"], "first");
+    stall(&server, &"x".repeat(20_000));
+    for count in 0..10 {
+        put(address, "/state/more", &count.to_string());
+    }
+    let id = put(address, "/state/done", "true");
+    let mut replica = Replica::default();
+    let mut reasons = Vec::new();
+    while replica.last_id != Some(id) {
+        let event = stalled.next();
+        if event.name == "hello" {
+            reasons.push(event.json()["reason"].as_str().unwrap().to_owned());
+        }
+        replica.apply(&event);
+    }
+    assert_eq!(reasons, ["lagged"]);
+    assert_eq!(replica.document.unwrap(), get(address, "/state").json());
+    let fence = put(address, "/state/fence", "1");
+    assert_eq!(stalled.next().id(), fence);
+}
+
+#[test]
+fn a_client_that_never_reads_again_is_removed() {
+    let server = start_with(|config| config.stall = Duration::from_millis(300));
+    let address = server.address();
+    let mut healthy = Stream::open(address, "/events/healthy");
+    let mut stalled = Stream::open_narrow(address, "/events");
+    assert_eq!(stalled.next().name, "hello");
+    stall(&server, &"x".repeat(20_000));
+    let clients = wait_until(|| get(address, "/clients").json(), |clients| clients.as_array().unwrap().len() == 1);
+    assert_eq!(clients[0]["topic"], "healthy");
+    put(address, "/state/healthy", "1");
+    assert_eq!(healthy.next_named("update").data, "1");
+}
+
+#[test]
+fn a_client_that_reads_a_little_now_and_then_is_not_removed() {
+    let server = start_with(|config| config.stall = Duration::from_millis(500));
+    let address = server.address();
+    let mut slow = Stream::open_narrow(address, "/events");
+    assert_eq!(slow.next().name, "hello");
+    assert_eq!(slow.next().name, "init");
+    stall(&server, &"x".repeat(20_000));
+    let done = put(address, "/state/done", "1");
+    // Reads one event each 100 ms: never fast enough to be live, never silent for half a second.
+    let mut replica = Replica { document: Some(json!({})), last_id: None };
+    while replica.last_id != Some(done) {
+        replica.apply(&slow.next_but_heartbeats());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(get(address, "/clients").json()[0]["id"], 1, "it is still the same connection");
+}
+
+#[test]
+fn a_large_document_reaches_a_client_that_reads() {
+    let server = start();
+    let address = server.address();
+    for part in 0..6 {
+        let text = format!("{part}").repeat(600_000);
+        put(address, &format!("/state/part{part}"), &json!(text).to_string());
+    }
+    let document = get(address, "/state").json();
+    let mut streams: Vec<Stream> = (0..4).map(|_| Stream::open(address, "/events")).collect();
+    for stream in &mut streams {
+        assert_eq!(stream.next_named("init").json(), document);
+    }
+    let fence = put(address, "/state/fence", "1");
+    for stream in &mut streams {
+        assert_eq!(stream.next_but_heartbeats().id(), fence);
+    }
+}
