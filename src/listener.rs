@@ -31,7 +31,7 @@ const MAX_THREADS: usize = 64;
 const WAIT: Duration = Duration::from_secs(30);
 
 /// Requests that one connection may have waiting: behind another request, and behind an open stream.
-const MAX_PARKED: usize = 128;
+const MAX_PARKED: usize = 256;
 const MAX_PARKED_BEHIND_STREAM: usize = 4;
 
 /// How often the keeper looks after tiny_http, and after connections.
@@ -88,6 +88,9 @@ enum State {
     Busy { parked: VecDeque<Request>, body_until: Option<Instant> },
     /// A stream is open; requests that came behind it wait for it to end, and are not answered then.
     Streaming { parked: VecDeque<Request> },
+    /// We closed it. tiny_http may have read more requests by then, and they are on their way here: a smuggled one
+    /// must not run. The cookie tells a new connection from the same address.
+    Closed { cookie: Option<u64> },
 }
 
 /// The tiny_http server that accepts now, and the descriptor that its accept thread listens on.
@@ -100,8 +103,21 @@ struct Current {
 /// long as its connections may send requests: they arrive in its queue.
 struct Waiting {
     http: tiny_http::Server,
+    /// Held while a request is taken from the queue and placed; who waits for it waits for requests.
+    order: Mutex<()>,
     threads: AtomicUsize,
     last_request: Mutex<Instant>,
+}
+
+/// What becomes of a request that was taken.
+enum Begun {
+    Turn(Request, Turn),
+    /// It waits behind an earlier one of its connection.
+    Parked {
+        too_many_from: Option<SocketAddr>,
+    },
+    /// We closed its connection already.
+    AfterTheEnd(Request),
 }
 
 impl Listener {
@@ -153,6 +169,8 @@ impl Listener {
         let shared = self.shared;
         shared.stopping.store(true, Ordering::Release);
         stop_listening(&shared.listening);
+        // The keeper, too, looks up.
+        shared.pokes.try_send(()).ok();
         let server = Arc::clone(&lock(&shared.current).server);
         let (ended, changed) = &shared.thread_ended;
         let mut guard = lock(ended);
@@ -168,9 +186,7 @@ impl Listener {
         }
         drop(guard);
         for peer in shared.sockets.peers() {
-            if let Some(socket) = shared.sockets.find(peer) {
-                socket.close();
-            }
+            shared.close(peer);
         }
         self.keeper.join().ok();
     }
@@ -190,7 +206,9 @@ enum TurnEnd {
     GoOn,
     Close,
     /// Closed already: only the requests that wait are left.
-    Closed,
+    Closed {
+        cookie: Option<u64>,
+    },
 }
 
 impl Turn {
@@ -223,9 +241,11 @@ impl Turn {
     /// Makes the connection a stream's: nothing more is read from it, and its writes return at once. The request's
     /// body must have been read.
     pub fn into_stream(self, request: Request) -> StreamWire {
+        let mut too_many = false;
         if let Some(state) = self.shared.connections().get_mut(&self.peer)
             && let State::Busy { parked, .. } = state
         {
+            too_many = parked.len() > MAX_PARKED_BEHIND_STREAM;
             *state = State::Streaming { parked: std::mem::take(parked) };
         }
         if let Some(socket) = self.shared.sockets.find(self.peer) {
@@ -236,6 +256,9 @@ impl Turn {
         } else {
             // The inherited send timeout bounds what a write can wait.
             self.shared.metrics.unfound_sockets.add(1);
+        }
+        if too_many {
+            self.shared.cut(self.peer);
         }
         StreamWire { writer: Some(request.into_writer()), turn: self }
     }
@@ -261,15 +284,12 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if self.end == TurnEnd::GoOn {
-            return;
-        }
-        if self.end == TurnEnd::Close
-            && let Some(socket) = self.shared.sockets.find(self.peer)
-        {
-            socket.close();
-        }
-        let state = self.shared.connections().remove(&self.peer);
+        let cookie = match self.end {
+            TurnEnd::GoOn => return,
+            TurnEnd::Closed { cookie } => cookie,
+            TurnEnd::Close => self.shared.close(self.peer),
+        };
+        let state = self.shared.connections().insert(self.peer, State::Closed { cookie });
         if let Some(State::Busy { parked, .. } | State::Streaming { parked }) = state {
             // Not under the lock: dropping a request answers it (request.rs:463), here into a socket that is shut.
             for request in parked {
@@ -304,14 +324,11 @@ impl Wire for StreamWire {
 
 impl Drop for StreamWire {
     fn drop(&mut self) {
-        let socket = self.turn.shared.sockets.find(self.turn.peer);
+        // The requests that wait behind the stream must find the socket shut, and then the writer free.
+        let cookie = self.turn.shared.close(self.turn.peer);
+        self.turn.end = TurnEnd::Closed { cookie };
         // Before the number can be used again.
         self.turn.shared.sockets.unpin(self.turn.peer);
-        // The requests that wait behind the stream must find the writer free, and the socket shut.
-        if let Some(socket) = socket {
-            socket.close();
-            self.turn.end = TurnEnd::Closed;
-        }
         self.writer = None;
     }
 }
@@ -354,10 +371,14 @@ impl Shared {
                 server.threads.fetch_sub(1, Ordering::AcqRel);
                 return;
             }
-            let request = server.http.recv_timeout(WAIT);
+            let begun = {
+                // Taken and placed in one step: two requests of one connection must not overtake each other.
+                let _order = lock(&server.order);
+                server.http.recv_timeout(WAIT).map(|request| request.map(|request| self.begin(request)))
+            };
             let others = server.threads.fetch_sub(1, Ordering::AcqRel) - 1;
-            match request {
-                Ok(Some(request)) => {
+            match begun {
+                Ok(Some(begun)) => {
                     *lock(&server.last_request) = Instant::now();
                     if others == 0
                         && let Err(error) = self.spawn_waiting(server)
@@ -366,7 +387,7 @@ impl Shared {
                     }
                     self.metrics.requests.add(1);
                     // A panic is a fault of ours; the thread has others to serve.
-                    if catch_unwind(AssertUnwindSafe(|| self.serve(request))).is_err() {
+                    if catch_unwind(AssertUnwindSafe(|| self.serve(begun))).is_err() {
                         self.log.line(|| "a request was not answered: our own fault, see above".into());
                     }
                 }
@@ -392,34 +413,38 @@ impl Shared {
         }
     }
 
-    /// Answers a request and those that the same connection sent behind it, or leaves it to the thread that is
-    /// answering an earlier one: a writer whose turn it is not would block (`util/sequential.rs:142`).
-    fn serve(self: &Arc<Self>, request: Request) {
-        let mut next = self.begin(request);
-        while let Some((request, turn)) = next {
-            next = (self.handler)(request, turn).and_then(Turn::next);
+    fn serve(&self, begun: Begun) {
+        match begun {
+            Begun::Turn(request, turn) => {
+                let mut next = Some((request, turn));
+                while let Some((request, turn)) = next {
+                    next = (self.handler)(request, turn).and_then(Turn::next);
+                }
+            }
+            Begun::Parked { too_many_from: Some(peer) } => self.cut(peer),
+            Begun::Parked { too_many_from: None } => {}
+            Begun::AfterTheEnd(request) => dismiss(request, Response::empty(400).boxed(), &self.metrics),
         }
     }
 
-    fn begin(self: &Arc<Self>, request: Request) -> Option<(Request, Turn)> {
-        let peer = *request.remote_addr()?;
+    /// Gives a request its turn, or leaves it to the thread that is answering an earlier one: a writer whose turn it
+    /// is not would block (`util/sequential.rs:142`).
+    fn begin(self: &Arc<Self>, request: Request) -> Begun {
+        let Some(peer) = request.remote_addr().copied() else { return Begun::AfterTheEnd(request) };
         let mut connections = self.connections();
         let is_first = match connections.get_mut(&peer) {
             None => true,
             Some(State::Idle(_)) => false,
-            Some(State::Busy { parked, .. }) => {
-                parked.push_back(request);
-                let too_many = parked.len() > MAX_PARKED;
-                drop(connections);
-                self.cut_if(too_many, peer);
-                return None;
-            }
+            Some(State::Busy { parked, .. }) => return park(request, peer, parked, MAX_PARKED),
             Some(State::Streaming { parked }) => {
-                parked.push_back(request);
-                let too_many = parked.len() > MAX_PARKED_BEHIND_STREAM;
-                drop(connections);
-                self.cut_if(too_many, peer);
-                return None;
+                return park(request, peer, parked, MAX_PARKED_BEHIND_STREAM);
+            }
+            Some(State::Closed { cookie }) => {
+                let open = self.sockets.find(peer);
+                if open.is_none_or(|socket| socket.cookie() == *cookie) {
+                    return Begun::AfterTheEnd(request);
+                }
+                true
             }
         };
         connections.insert(peer, State::Busy { parked: VecDeque::new(), body_until: None });
@@ -427,14 +452,21 @@ impl Shared {
         if is_first {
             self.pokes.try_send(()).ok();
         }
-        Some((request, Turn { shared: Arc::clone(self), peer, end: TurnEnd::Close }))
+        Begun::Turn(request, Turn { shared: Arc::clone(self), peer, end: TurnEnd::Close })
     }
 
-    fn cut_if(&self, condition: bool, peer: SocketAddr) {
-        if condition && let Some(socket) = self.sockets.find(peer) {
-            socket.close();
-            self.metrics.cut_connections.add(1);
-        }
+    /// Closes a connection, and returns what tells it from another with the same peer.
+    fn close(&self, peer: SocketAddr) -> Option<u64> {
+        let socket = self.sockets.find(peer)?;
+        let cookie = socket.cookie();
+        socket.close();
+        cookie
+    }
+
+    /// Closes a connection that asks for too much; whoever has its turn finds out.
+    fn cut(&self, peer: SocketAddr) {
+        self.close(peer);
+        self.metrics.cut_connections.add(1);
     }
 
     /// The keeper thread: pokes tiny_http, replaces it when it has stopped accepting, and cuts what takes too long.
@@ -443,8 +475,8 @@ impl Shared {
         let mut reap_at = Instant::now() + REAP;
         while !self.is_stopping() {
             match asked.recv_timeout(KEEP) {
-                Ok(()) | Err(RecvTimeoutError::Timeout) => self.poke(),
-                Err(RecvTimeoutError::Disconnected) => return,
+                Ok(()) | Err(RecvTimeoutError::Timeout) if !self.is_stopping() => self.poke(),
+                _ => return,
             }
             let (descriptor, server) = {
                 let current = lock(&self.current);
@@ -503,19 +535,18 @@ impl Shared {
         let now = Instant::now();
         let open: HashSet<SocketAddr> = self.sockets.peers().into_iter().collect();
         let mut connections = self.connections();
-        connections.retain(|peer, state| !matches!(state, State::Idle(_)) || open.contains(peer));
+        let may_be_over = |state: &State| matches!(state, State::Idle(_) | State::Closed { .. });
+        connections.retain(|peer, state| !may_be_over(state) || open.contains(peer));
         first_seen.retain(|peer, _| open.contains(peer) && !connections.contains_key(peer));
         let late = |peer: &SocketAddr| match connections.get(peer) {
             None => now - *first_seen.entry(*peer).or_insert(now) > self.patience.head,
             Some(State::Idle(since)) => now - *since > self.patience.idle,
             Some(State::Busy { body_until, .. }) => body_until.is_some_and(|until| now > until),
-            Some(State::Streaming { .. }) => false,
+            Some(State::Streaming { .. } | State::Closed { .. }) => false,
         };
         let late: Vec<SocketAddr> = open.into_iter().filter(late).collect();
         drop(connections);
-        for peer in late {
-            self.cut_if(true, peer);
-        }
+        late.into_iter().for_each(|peer| self.cut(peer));
     }
 }
 
@@ -533,6 +564,11 @@ fn dismiss(request: Request, response: ResponseBox, metrics: &Metrics) {
     } else {
         request.respond(response).ok();
     }
+}
+
+fn park(request: Request, peer: SocketAddr, parked: &mut VecDeque<Request>, most: usize) -> Begun {
+    parked.push_back(request);
+    Begun::Parked { too_many_from: (parked.len() > most).then_some(peer) }
 }
 
 /// A listening socket. On Linux the sockets that it accepts inherit its options.
@@ -567,7 +603,12 @@ fn accept_on(listening: &TcpListener) -> io::Result<Current> {
     let listener = listening.try_clone()?;
     let descriptor = listener.as_raw_fd();
     let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-    let server = Waiting { http, threads: AtomicUsize::new(0), last_request: Mutex::new(Instant::now()) };
+    let server = Waiting {
+        http,
+        order: Mutex::new(()),
+        threads: AtomicUsize::new(0),
+        last_request: Mutex::new(Instant::now()),
+    };
     Ok(Current { server: Arc::new(server), descriptor })
 }
 

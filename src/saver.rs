@@ -13,7 +13,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
 use serde_json::{Map, Value};
 
-use crate::document;
+use crate::document::{self, Refusal};
 use crate::event::EventId;
 use crate::hub::Hub;
 use crate::log::Log;
@@ -26,13 +26,16 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// The file cannot be read, or holds no JSON; the text names it.
 pub(crate) fn read(path: &Path) -> io::Result<Value> {
-    let named = |text: String| format!("--document {}: {text}", path.display());
     match fs::read(path) {
-        Ok(bytes) => document::parse(&bytes)
-            .map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, named(refusal.to_string()))),
+        Ok(bytes) => document::parse(&bytes).map_err(|refusal| unfit(path, &refusal)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Object(Map::new())),
-        Err(error) => Err(io::Error::new(error.kind(), named(error.to_string()))),
+        Err(error) => Err(io::Error::new(error.kind(), format!("--document {}: {error}", path.display()))),
     }
+}
+
+/// What is wrong with a file that was read.
+pub(crate) fn unfit(path: &Path, refusal: &Refusal) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("--document {}: {refusal}", path.display()))
 }
 
 /// The thread that writes the file.

@@ -3,8 +3,9 @@
 //! `Server::start` puts hub, listener and pages together; the rest answers requests that came through the `door`.
 //! The one rule: a refusal says in JSON what was wrong and what would be right, and echoes nothing.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -85,7 +86,7 @@ impl Server {
             Hub::start(settings, document, log.clone(), ring_changed).map_err(|error| match error {
                 StartError::Thread(error) => error,
                 StartError::Document(refusal) => {
-                    io::Error::new(ErrorKind::InvalidData, format!("--document: {refusal}"))
+                    saver::unfit(config.document.as_deref().unwrap_or(Path::new("")), &refusal)
                 }
             })?;
         let patience = Patience {

@@ -33,6 +33,14 @@ impl Socket {
         SockRef::from(&self.0).set_nonblocking(true).ok();
     }
 
+    /// The kernel's number for this socket, which no other socket ever gets; `None` where the kernel has none.
+    pub fn cookie(&self) -> Option<u64> {
+        #[cfg(target_os = "linux")]
+        return SockRef::from(&self.0).cookie().ok();
+        #[cfg(not(target_os = "linux"))]
+        None
+    }
+
     /// Bytes that were written and not acknowledged by the peer.
     #[allow(unsafe_code)]
     pub fn unacknowledged(&self) -> Option<u64> {

@@ -28,7 +28,8 @@ fn bursts_are_served_beside_publishers(clients: usize) {
     let server = start();
     let address = server.address();
     for _ in 0..2 {
-        let publishers: Vec<_> = (0..16).map(|number| thread::spawn(move || keep_publishing(address, number))).collect();
+        let publishers: Vec<_> =
+            (0..16).map(|number| thread::spawn(move || keep_publishing(address, number))).collect();
         drop(burst(address, clients));
         for publisher in publishers {
             publisher.join().unwrap();
@@ -111,7 +112,8 @@ fn out_of_descriptors_open_streams_go_on_and_new_ones_are_served_when_some_have_
         || {
             let mut publisher = TcpStream::connect(address).unwrap();
             publisher.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
-            write!(publisher, "PUT /state/a HTTP/1.1\r\nHost: {address}\r\nContent-Length: 1\r\n\r\n1").unwrap();
+            write!(publisher, "PUT /state/a HTTP/1.1\r\nHost: {address}\r\nContent-Length: 1\r\n\r\n1")
+                .unwrap();
             let mut answer = [0; 1];
             std::io::Read::read(&mut publisher, &mut answer).unwrap_or(0)
         },
@@ -122,8 +124,10 @@ fn out_of_descriptors_open_streams_go_on_and_new_ones_are_served_when_some_have_
     // It serves again by itself, and the streams never stopped.
     let published = wait_until(
         || {
-            let agent: ureq::Agent =
-                ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(1))).build().into();
+            let agent: ureq::Agent = ureq::Agent::config_builder()
+                .timeout_global(Some(std::time::Duration::from_secs(1)))
+                .build()
+                .into();
             agent.put(format!("http://{address}/state/b")).send("2").is_ok()
         },
         |done| *done,

@@ -93,7 +93,8 @@ fn a_client_that_never_reads_again_is_removed() {
     let mut stalled = Stream::open_narrow(address, "/events");
     assert_eq!(stalled.next().name, "hello");
     stall(&server, &"x".repeat(20_000));
-    let clients = wait_until(|| get(address, "/clients").json(), |clients| clients.as_array().unwrap().len() == 1);
+    let clients =
+        wait_until(|| get(address, "/clients").json(), |clients| clients.as_array().unwrap().len() == 1);
     assert_eq!(clients[0]["topic"], "healthy");
     put(address, "/state/healthy", "1");
     assert_eq!(healthy.next_named("update").data, "1");

@@ -126,7 +126,10 @@ fn a_client_resumes_by_header_and_by_both_query_names() {
         let hello = stream.next().json();
         assert_eq!((&hello["resume"], &hello["reason"]), (&json!("replay"), &json!("known")));
         let update = stream.next();
-        assert_eq!((update.name.as_str(), update.data.as_str(), update.id()), ("update", r#"{"a":2}"#, missed));
+        assert_eq!(
+            (update.name.as_str(), update.data.as_str(), update.id()),
+            ("update", r#"{"a":2}"#, missed)
+        );
         streams.push(stream);
     }
     let fence = put(address, "/state/fence", "1");

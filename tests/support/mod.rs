@@ -61,7 +61,13 @@ impl Answer {
 }
 
 /// Sends a request with ureq, as a program would.
-pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+pub fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(DEADLINE))
@@ -79,7 +85,8 @@ pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, 
     };
     let mut response = sent.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
     let headers = response.headers().iter();
-    let headers = headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()));
+    let headers =
+        headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()));
     Answer {
         status: response.status().as_u16(),
         headers: headers.collect(),
@@ -169,7 +176,8 @@ impl Stream {
 
     /// Opens a stream that resumes after an id.
     pub fn resume(address: SocketAddr, path: &str, last_event_id: &str) -> Stream {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nLast-Event-ID: {last_event_id}\r\n\r\n");
+        let head =
+            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nLast-Event-ID: {last_event_id}\r\n\r\n");
         Stream::request(address, &head)
     }
 
@@ -253,7 +261,11 @@ impl Stream {
                         if event.name != "heartbeat" {
                             self.heard = Instant::now();
                         }
-                        assert!(self.heard.elapsed() < DEADLINE, "nothing but heartbeats after {}", self.seen);
+                        assert!(
+                            self.heard.elapsed() < DEADLINE,
+                            "nothing but heartbeats after {}",
+                            self.seen
+                        );
                         return Some(event);
                     }
                 }
@@ -296,7 +308,8 @@ impl Stream {
         if self.is_chunked && self.left_in_chunk == 0 {
             let size = self.raw_line().unwrap_or_else(|| panic!("the stream was cut after {}", self.seen));
             let size = size.trim_end();
-            self.left_in_chunk = usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("{size:?} is no size"));
+            self.left_in_chunk =
+                usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("{size:?} is no size"));
             if self.left_in_chunk == 0 {
                 assert_eq!(self.raw_line().as_deref(), Some("\r\n"), "the last chunk has an end");
                 return None;
@@ -402,7 +415,8 @@ impl Binary {
         if !command.get_args().any(|argument| argument == "--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut greeting = String::new();
         while greeting.lines().count() < 4 {

@@ -1,0 +1,152 @@
+//! Ends: clients that leave, clients that are sent away, and a server that stops.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::*;
+
+#[test]
+fn a_client_that_left_is_gone_at_the_third_heartbeat() {
+    let server = start_with(|config| config.heartbeat = Duration::from_millis(200));
+    let address = server.address();
+    let mut witness = Stream::open(address, "/events/witness");
+    drop(Stream::open(address, "/events"));
+    witness.next_named("init");
+    for _ in 0..3 {
+        witness.next_named("heartbeat");
+    }
+    // The third reached this one; it reached the other in the same pass, or a moment later.
+    let most =
+        wait_until(|| get(address, "/clients").json(), |clients| clients.as_array().unwrap().len() == 1);
+    assert_eq!(most[0]["topic"], "witness");
+    let beat = witness.next_named("heartbeat");
+    assert!(beat.data.parse::<u64>().is_ok());
+}
+
+#[test]
+fn a_client_that_is_ended_sees_a_clean_end() {
+    let server = start();
+    let address = server.address();
+    let reader = std::thread::spawn(move || {
+        let mut answer = ureq::get(format!("http://{address}/events")).call().expect("a stream");
+        answer.body_mut().read_to_string().expect("a clean end is no error")
+    });
+    wait_until(|| get(address, "/clients").json(), |clients| clients[0]["state"] == "live");
+    assert_eq!(request(address, "DELETE", "/clients/1", &[], "").json(), json!({"id": 1}));
+    let text = reader.join().unwrap();
+    assert!(text.ends_with("event: init\ndata: {}\n\n"), "{text}");
+    let again = request(address, "DELETE", "/clients/1", &[], "");
+    assert_eq!((again.status, again.error().as_str()), (404, "no client 1; GET /clients lists them"));
+}
+
+#[test]
+fn an_http_1_0_client_gets_the_same_bytes_and_then_the_end() {
+    let server = start();
+    let address = server.address();
+    let mut connection = connect(address);
+    write!(connection, "GET /events HTTP/1.0\r\n\r\n").unwrap();
+    wait_until(|| get(address, "/clients").json(), |clients| clients[0]["state"] == "live");
+    let id = put(address, "/state/a", "1");
+    request(address, "DELETE", "/clients/1", &[], "");
+    let mut text = String::new();
+    connection.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with(&format!("\n\nid: {id}\nevent: update\ndata: {{\"a\":1}}\n\n")), "{text}");
+}
+
+#[test]
+fn sigterm_ends_every_stream_with_a_time_to_come_back() {
+    let server = Binary::start(&["--grace", "20s"]);
+    let address = server.address;
+    let mut streams: Vec<Stream> = (0..200).map(|_| Stream::open(address, "/events")).collect();
+    for stream in &mut streams {
+        stream.next_named("init");
+        stream.retry = None;
+    }
+    let mut publisher = connect(address);
+    write!(publisher, "PUT /state/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n1").unwrap();
+    let start = Instant::now();
+    server.signal("TERM");
+    let mut retries: Vec<u64> = streams
+        .iter_mut()
+        .map(|stream| {
+            assert!(stream.ends_cleanly(), "the last chunk came");
+            stream.retry.expect("a retry of its own")
+        })
+        .collect();
+    let (code, log) = server.wait();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(start.elapsed() < Duration::from_secs(20), "in time");
+    retries.sort_unstable();
+    assert!(retries[199] <= 1_000, "200 clients may come back within a second: {retries:?}");
+    retries.dedup();
+    assert!(retries.len() > 50, "each has its own: {retries:?}");
+}
+
+#[test]
+fn a_stalled_client_does_not_keep_the_server_from_stopping() {
+    let server = Binary::start(&["--grace", "1s"]);
+    let address = server.address;
+    let mut stalled = Stream::open_narrow(address, "/events");
+    stalled.next_named("init");
+    let text = json!("x".repeat(500_000)).to_string();
+    wait_until(
+        || {
+            put(address, "/state/a", "1");
+            put(address, "/state/a", &text);
+            get(address, "/clients").json()[0]["state"].clone()
+        },
+        |state| state == "catching_up",
+    );
+    server.signal("INT");
+    assert_eq!(server.wait().0, Some(0));
+}
+
+#[test]
+fn a_stopped_server_gives_its_port_back() {
+    let server = start();
+    let address = server.address();
+    let mut stream = Stream::open(address, "/events");
+    stream.next_named("init");
+    let idle = connect(address);
+    server.stop();
+    assert!(stream.ends_cleanly());
+    drop(idle);
+    let again = start_with(|config| config.listen = vec![address]);
+    assert_eq!(again.address(), address);
+    assert_eq!(get(address, "/healthz").status, 200);
+}
+
+#[test]
+fn a_request_that_never_ends_is_cut_and_others_are_not() {
+    let server = start_with(|config| config.request_timeout = Duration::from_millis(500));
+    let address = server.address();
+    let mut stream = Stream::open(address, "/events");
+    stream.next_named("init");
+    let mut kept = connect(address);
+    let ask = |connection: &mut std::net::TcpStream| {
+        write!(connection, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = [0; 15];
+        connection.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    };
+    ask(&mut kept);
+    let silent = connect(address);
+    let mut half = connect(address);
+    write!(half, "GET /events HTTP/1.1\r\nHo").unwrap();
+    let mut short_body = connect(address);
+    write!(short_body, "PUT /state/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n1").unwrap();
+    for mut connection in [silent, half, short_body] {
+        let mut rest = Vec::new();
+        connection.read_to_end(&mut rest).expect("it is closed");
+        assert_eq!(rest, b"");
+    }
+    let mut rest = vec![0; 4_096];
+    let length = kept.read(&mut rest).unwrap();
+    assert!(length > 0, "the rest of the first answer");
+    ask(&mut kept);
+    let id = put(address, "/state/a", "1");
+    assert_eq!(stream.next_but_heartbeats().id(), id);
+}
