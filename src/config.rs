@@ -286,10 +286,10 @@ Options of serve, each also as an environment variable (--max-body: STATECAST_MA
             "" => String::new(),
             default => format!(" [{default}]"),
         };
-        writeln!(text, "  {flag:<32}{}{default}", setting.help).expect("writing to a String cannot fail");
+        writeln!(text, "  {flag:<34}{}{default}", setting.help).expect("writing to a String cannot fail");
     }
     text.push_str(
-        "  -h, --help                      this text\n  -V, --version                   the version\n",
+        "  -h, --help                        this text\n  -V, --version                     the version\n",
     );
     text.push_str(
         "\nTIME is a number with ms, s, m or h: 500ms, 15s. SIZE is bytes, or with K, M or G: 64K, 4M.\n",

@@ -1,4 +1,46 @@
-//! statecast: a small, blocking Server-Sent Events server.
+//! A small, blocking Server-Sent Events server that keeps one JSON document and the state of every connection.
+//!
+//! A client that connects gets the document (`init`), every change reaches it as an `update`, and one that was away
+//! gets exactly what it missed. Whoever applies `init` and then every `update` with RFC 7396 holds the server's
+//! document. The program is in `main.rs`; as a library it is a server inside your own program or test:
+//!
+//! ```
+//! use statecast::{Config, Server};
+//! use std::io::{BufRead, BufReader};
+//!
+//! let server = Server::start(Config::default())?;
+//! let url = format!("http://{}", server.address());
+//! let stream = ureq::get(format!("{url}/events")).call().unwrap();
+//! ureq::put(format!("{url}/state/kitchen")).send(r#"{"temp":21.5}"#).unwrap();
+//! let mut lines = BufReader::new(stream.into_body().into_reader()).lines();
+//! let update = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("21.5"))).unwrap()?;
+//! assert_eq!(update, r#"data: {"kitchen":{"temp":21.5}}"#);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # The map
+//! Each file is one noun. Read in this order, they follow an event from the publisher to the browser:
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `main`, [`Config`] | the command, and the one table of its options |
+//! | `listener`, `socket` | tiny_http kept alive, and the sockets that it hides |
+//! | `door` | one function turns a request into one of ours, or into a refusal |
+//! | [`Server`], `answer`, `pages` | what each request does and who may do it; answers; the built-in page |
+//! | `document` | the document: [`merge`], [`diff`], and what is refused |
+//! | `event`, `history` | names, ids and frames; what was published last, kept once for everybody |
+//! | `hub` | the lock, the client list, and the one thread that writes to live clients |
+//! | `stream` | one client: its place in history, what is pending, and how it catches up |
+//! | `saver` | the file that keeps the document |
+//! | `log`, `metrics`, `clock` | a line a fault, a number a kind, the time |
+//!
+//! # Threads
+//! tiny_http reads requests in threads of its own. A few *request* threads of ours take them, publish, and are done.
+//! The *hub* thread writes to every live client, the *catch-up* thread to those that fell behind; the *keeper* looks
+//! after tiny_http; the *saver* and the *log* wait for disk and terminal, so that nobody else does.
+//!
+//! It runs on Linux, and should on any Unix. There is no async runtime.
+
 mod answer;
 mod clock;
 mod config;
@@ -20,3 +62,8 @@ pub use config::{Command, Config, help};
 pub use document::{Refusal, diff, merge};
 pub use event::{EventId, MalformedId};
 pub use server::Server;
+
+/// The README's examples are tests, too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

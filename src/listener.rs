@@ -546,7 +546,9 @@ impl Shared {
         };
         let late: Vec<SocketAddr> = open.into_iter().filter(late).collect();
         drop(connections);
-        late.into_iter().for_each(|peer| self.cut(peer));
+        for peer in late {
+            self.cut(peer);
+        }
     }
 }
 

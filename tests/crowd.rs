@@ -1,5 +1,7 @@
 //! Crowds: bursts of clients that tiny_http would strand, publishers beside them, and too few descriptors.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod support;
 
 use std::io::Write;

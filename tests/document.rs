@@ -1,5 +1,7 @@
 //! The document: what a stream's reader holds is what the server holds, and `--document` keeps it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Ends: clients that leave, clients that are sent away, and a server that stops.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod support;
 
 use std::io::{Read, Write};

@@ -1,5 +1,7 @@
 //! What a stream says, byte by byte, and that it says everything once and in order.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod support;
 
 use std::io::{Read, Write};

@@ -269,7 +269,7 @@ impl Stream {
                         return Some(event);
                     }
                 }
-                "event" => event.name = value.to_owned(),
+                "event" => value.clone_into(&mut event.name),
                 "id" => event.id = Some(value.to_owned()),
                 "retry" => self.retry = value.parse().ok(),
                 "data" => match &mut data {
@@ -389,6 +389,12 @@ pub fn wait_until<T: fmt::Debug>(mut look: impl FnMut() -> T, is_so: impl Fn(&T)
     }
 }
 
+/// Sends a signal to a process that may have ended already.
+pub fn signal(process: &Child, name: &str) {
+    let script = format!("kill -s {name} {}", process.id());
+    Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status().expect("a shell runs");
+}
+
 /// The program as a user runs it.
 pub struct Binary {
     pub child: Child,
@@ -432,8 +438,7 @@ impl Binary {
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
-        assert!(status.expect("kill runs").success());
+        signal(&self.child, name);
     }
 
     /// Waits for the program to end and returns its exit code and what it logged.

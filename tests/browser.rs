@@ -1,0 +1,419 @@
+//! What the page shows, in a real browser: Chromium, driven through chromedriver.
+//!
+//! `cargo test --test browser -- --include-ignored`; `tests/all` installs both first.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod support;
+#[path = "support/webdriver.rs"]
+mod webdriver;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use statecast::EventId;
+use support::*;
+use webdriver::{Browser, ConsoleLine};
+
+/// Opens the page and waits until its stream is open.
+fn open(browser: &Browser, address: SocketAddr, query: &str) {
+    browser.open(&format!("http://{address}/{query}"));
+    wait_for_state(browser, &["open"]);
+}
+
+fn wait_for_state(browser: &Browser, states: &[&str]) -> String {
+    wait_until(|| browser.attribute("#state", "data-state"), |state| states.contains(&state.as_str()))
+}
+
+/// Waits until the page shows this document and nothing else.
+fn wait_for_document(browser: &Browser, document: &Value) {
+    let is_shown = |text: &String| serde_json::from_str(text).is_ok_and(|shown: Value| shown == *document);
+    wait_until(|| browser.text("#document"), is_shown);
+}
+
+/// Waits until the newest line in the list of events is this event's.
+fn wait_for_event(browser: &Browser, id: EventId) {
+    wait_until(|| browser.attribute("#events li", "data-id"), |newest| *newest == id.to_string());
+}
+
+/// The data of the events of that name in the list, oldest first.
+fn events(browser: &Browser, name: &str) -> Vec<String> {
+    let mut events = browser.texts(&format!("#events [data-event='{name}'] .data"));
+    events.reverse();
+    events
+}
+
+fn clients(address: SocketAddr) -> Vec<Value> {
+    get(address, "/clients").json().as_array().expect("a list").clone()
+}
+
+fn is_complaint(line: &ConsoleLine) -> bool {
+    line.level == "SEVERE" || line.message.contains("Content Security Policy")
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_patch_is_shown_and_the_console_has_no_complaint() {
+    let server = start();
+    let address = server.address();
+    patch(address, "/state", r#"{"kitchen":{"temp":21.5,"lamp":"on"},"hall":1}"#);
+    let browser = Browser::start();
+    open(&browser, address, "");
+    wait_for_document(&browser, &json!({"kitchen": {"temp": 21.5, "lamp": "on"}, "hall": 1}));
+
+    let id = patch(address, "/state", r#"{"kitchen":{"temp":21.7,"lamp":null},"hall":null}"#);
+
+    wait_for_document(&browser, &json!({"kitchen": {"temp": 21.7}}));
+    wait_for_event(&browser, id);
+    let updates: Vec<Value> =
+        events(&browser, "update").iter().map(|data| serde_json::from_str(data).unwrap()).collect();
+    assert_eq!(updates, [json!({"kitchen": {"temp": 21.7, "lamp": null}, "hall": null})]);
+    assert_eq!(browser.text("#last-event-id"), id.to_string());
+    let console = browser.console();
+    assert!(!console.iter().any(is_complaint), "{console:?}");
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_script_that_got_into_the_page_does_not_run_and_the_console_says_so() {
+    let server = start();
+    let browser = Browser::start();
+    open(&browser, server.address(), "");
+    let script = "const script = document.createElement('script');
+                  script.textContent = 'globalThis.ran = true';
+                  document.body.append(script);
+                  return globalThis.ran === undefined";
+    assert_eq!(browser.run(script, &[]), true);
+    let console = browser.console();
+    assert!(console.iter().any(is_complaint), "{console:?}");
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn pages_whose_server_was_killed_say_so_and_show_its_new_document_when_it_is_back() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("killed-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("document.json");
+    fs::write(&file, r#"{"kitchen":{"temp":21.5},"hall":1}"#).unwrap();
+    let document = file.to_str().unwrap();
+    let server = Binary::start(&["--document", document, "--retry", "300ms"]);
+    let address = server.address;
+    let browsers = std::thread::scope(|scope| {
+        [scope.spawn(Browser::start), scope.spawn(Browser::start)].map(|thread| thread.join().unwrap())
+    });
+    for browser in &browsers {
+        open(browser, address, "");
+        wait_for_document(browser, &json!({"kitchen": {"temp": 21.5}, "hall": 1}));
+    }
+    // It survives in the pages alone.
+    let id = patch(address, "/state/kitchen", r#"{"temp":22}"#);
+    for browser in &browsers {
+        wait_for_event(browser, id);
+    }
+
+    server.signal("KILL");
+    server.wait();
+
+    for browser in &browsers {
+        let state = wait_for_state(browser, &["lost", "waiting"]);
+        let word = if state == "lost" { "lost" } else { "reconnecting" };
+        assert!(browser.text("#state").starts_with(word), "{}", browser.text("#state"));
+        assert_eq!(browser.text("title"), format!("{word} – statecast"));
+        wait_for_document(browser, &json!({"kitchen": {"temp": 22}, "hall": 1}));
+    }
+    fs::write(&file, r#"{"kitchen":{"temp":19},"garden":{"soil":0.31}}"#).unwrap();
+    let _server =
+        Binary::start(&["--document", document, "--retry", "300ms", "--listen", &address.to_string()]);
+    for browser in &browsers {
+        wait_for_document(browser, &json!({"kitchen": {"temp": 19}, "garden": {"soil": 0.31}}));
+        wait_for_state(browser, &["open"]);
+        assert_eq!(browser.text("#reason"), "the server was restarted and sent the whole document");
+        assert_eq!(browser.text("title"), "statecast");
+    }
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_page_that_was_cut_off_shows_what_it_missed_and_nothing_twice() {
+    let server = start_with(|config| config.retry = Duration::from_millis(100));
+    let address = server.address();
+    let browser = Browser::start();
+    open(&browser, address, "");
+    let mut expected = Vec::new();
+    for round in 0..5 {
+        expected.push(format!(r#"{{"before":{round}}}"#));
+        let id = patch(address, "/state", &expected[2 * round]);
+        wait_for_event(&browser, id);
+        let client = clients(address)[0]["id"].clone();
+        assert_eq!(request(address, "DELETE", &format!("/clients/{client}"), &[], "").status, 200);
+        expected.push(format!(r#"{{"after":{round}}}"#));
+        patch(address, "/state", &expected[2 * round + 1]);
+        let known = "the server sent what was missed";
+        wait_until(|| events(&browser, "open"), |reasons| reasons[1..] == vec![known; round + 1]);
+        wait_for_document(&browser, &json!({"before": round, "after": round}));
+    }
+    assert_eq!(events(&browser, "update"), expected);
+    assert_eq!(events(&browser, "init"), ["{}"]);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_page_that_found_the_server_full_gets_in_when_there_is_room() {
+    let server = start_with(|config| {
+        config.max_clients = 1;
+        config.heartbeat = Duration::from_millis(50);
+    });
+    let address = server.address();
+    put(address, "/state/kitchen", "1");
+    let mut only = Stream::open(address, "/events");
+    only.next_named("init");
+    let browser = Browser::start();
+    browser.open(&format!("http://{address}/"));
+    wait_for_state(&browser, &["waiting"]);
+    assert!(browser.text("#state").starts_with("reconnecting"), "{}", browser.text("#state"));
+    drop(only);
+    wait_for_document(&browser, &json!({"kitchen": 1}));
+    wait_for_state(&browser, &["open"]);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn the_form_merges_what_was_typed_into_the_document() {
+    let server = start();
+    let address = server.address();
+    put(address, "/state/garden", r#"{"soil":0.4,"sun":"cloudy"}"#);
+    let browser = Browser::start();
+    open(&browser, address, "");
+    browser.fill("#publish-topic", "garden");
+    browser.fill("#publish-json", r#"{"soil": 0.31, "name": "O'Hara – 庭"}"#);
+    browser.click("#publish-send");
+    let merged = json!({"soil": 0.31, "sun": "cloudy", "name": "O'Hara – 庭"});
+    wait_for_document(&browser, &json!({ "garden": merged }));
+    assert_eq!(get(address, "/state/garden").json(), merged);
+    let id = browser.text("#last-event-id");
+    wait_until(|| browser.text("#publish-result"), |said| *said == format!("published as {id}"));
+    let same = format!(r#"curl -d '{{"soil": 0.31, "name": "O'\''Hara – 庭"}}' {address}/state/garden"#);
+    assert_eq!(browser.text("#publish-curl"), same);
+    // Without a topic it is the whole document's.
+    browser.fill("#publish-topic", "");
+    browser.fill("#publish-json", r#"{"garden":{"sun":null},"hall":[1,null]}"#);
+    browser.click("#publish-send");
+    let merged = json!({"garden": {"soil": 0.31, "name": "O'Hara – 庭"}, "hall": [1, null]});
+    wait_for_document(&browser, &merged);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn what_cannot_be_published_is_said_in_words_and_not_sent() {
+    let server = start();
+    let browser = Browser::start();
+    open(&browser, server.address(), "");
+    let said = |browser: &Browser| browser.text("#publish-result.refused");
+    browser.fill("#publish-json", r#"{"temp":}"#);
+    browser.click("#publish-send");
+    wait_until(|| said(&browser), |said| said.starts_with("this is not JSON: "));
+    browser.fill("#publish-topic", "..");
+    browser.fill("#publish-json", "1");
+    browser.click("#publish-send");
+    wait_until(|| said(&browser), |said| said.starts_with("a topic is 1 to 64 of "));
+    // The server's own refusal is shown as it stands.
+    browser.fill("#publish-topic", "");
+    browser.click("#publish-send");
+    let refusal = request(server.address(), "PATCH", "/state", &[], "1").error();
+    wait_until(|| said(&browser), |said| *said == refusal);
+    // Had one of the first two been sent, it would be in this list before the third.
+    let sent = browser.run(
+        "return performance.getEntriesByType('resource')
+            .filter(({ initiatorType }) => initiatorType === 'fetch')
+            .map(({ name }) => new URL(name).pathname)",
+        &[],
+    );
+    assert_eq!(sent, json!(["/state"]));
+    assert_eq!(events(&browser, "update"), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_key_is_shown_whatever_it_is_called_and_a_value_whatever_it_says() {
+    let server = start();
+    let address = server.address();
+    let awkward = r#"{
+        "__proto__": {"a": 1, "__proto__": {"b": 2}},
+        "constructor": {"prototype": {"polluted": true}},
+        "kitchen": {"__proto__": {"polluted": true}, "toString": null, "": {"</pre><script>": "<img src=x>"}},
+        "toString": "line\u2028break\r\n\u0000"
+    }"#;
+    put(address, "/state", awkward);
+    let browser = Browser::start();
+    open(&browser, address, "");
+    // The server's document, not the literal: it keeps no null.
+    let document = |address| get(address, "/state").json();
+    wait_for_document(&browser, &document(address));
+    let change = r#"{
+        "__proto__": {"__proto__": {"b": 3, "__proto__": "deep"}, "polluted": true},
+        "constructor": {"prototype": {"polluted": "yes"}},
+        "kitchen": {"__proto__": {"polluted": null, "c": []}, "hasOwnProperty": 1},
+        "hasOwnProperty": {"__proto__": 1}
+    }"#;
+    patch(address, "/state", change);
+    let after = document(address);
+    let proto = json!({"a": 1, "__proto__": {"b": 3, "__proto__": "deep"}, "polluted": true});
+    assert_eq!(after["__proto__"], proto);
+    wait_for_document(&browser, &after);
+    assert_eq!(browser.run("return ({}).polluted === undefined && ({}).a === undefined", &[]), true);
+    delete(address, "/state/__proto__");
+    let rest = document(address);
+    assert_eq!(rest.get("__proto__"), None);
+    wait_for_document(&browser, &rest);
+    // Opened anew, from `init` alone, and its topic by itself.
+    put(address, "/state/__proto__", r#"{"__proto__":{"b":4}}"#);
+    open(&browser, address, "?topic=__proto__");
+    wait_for_document(&browser, &json!({"__proto__": {"b": 4}}));
+    let console = browser.console();
+    assert!(!console.iter().any(is_complaint), "{console:?}");
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_page_that_was_left_and_came_back_is_one_client() {
+    // A server notices that a client is gone when it writes to it.
+    let server = start_with(|config| config.heartbeat = Duration::from_millis(50));
+    let address = server.address();
+    let browser = Browser::start();
+    open(&browser, address, "");
+    for round in 0..4 {
+        browser.open("about:blank");
+        wait_until(|| clients(address), Vec::is_empty);
+        patch(address, "/state", &format!(r#"{{"away":{round}}}"#));
+        if round < 2 {
+            // The page that was kept, with its document.
+            browser.go_back();
+            wait_for_state(&browser, &["open"]);
+            wait_until(|| browser.text("#reason"), |reason| reason == "the server sent what was missed");
+        } else {
+            open(&browser, address, "");
+        }
+        patch(address, "/state", &format!(r#"{{"back":{round}}}"#));
+        wait_for_document(&browser, &json!({"away": round, "back": round}));
+        let clients = clients(address);
+        assert_eq!(clients.len(), 1, "{clients:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_one_off_event_is_shown_if_it_is_a_message_or_was_asked_for() {
+    let server = start();
+    let address = server.address();
+    let browser = Browser::start();
+    open(&browser, address, "?event=alert&event=tide");
+    let publish = |path: &str, kind: &str, body: &str| {
+        request(address, "POST", path, &[("Content-Type", kind)], body).id()
+    };
+    publish("/events?event=alert", "text/plain", "the <b>door</b> is open\nsince 7:00");
+    publish("/events?event=chat", "text/plain", "nobody asked");
+    publish("/events/kitchen?event=alert", "text/plain", "too hot");
+    let last = publish("/events", "application/json", r#"{"from":"anna","text":"hello"}"#);
+    wait_for_event(&browser, last);
+    let alerts = ["the <b>door</b> is open\nsince 7:00", r#"{"kitchen":"too hot"}"#];
+    assert_eq!(events(&browser, "alert"), alerts);
+    assert_eq!(events(&browser, "message"), [r#"{"from":"anna","text":"hello"}"#]);
+    assert_eq!(events(&browser, "chat"), [""; 0]);
+    wait_for_document(&browser, &json!({}));
+}
+
+/// A morning in a house, for pictures: what is, and what happens.
+const HOUSE: &str = r#"{
+    "garden": {"soil": 0.31, "sun": "partly cloudy", "watering": {"next": "19:30", "minutes": 12}},
+    "kitchen": {"temp": 20.9, "humidity": 46, "window": "closed"},
+    "machine": {"host": "pi-attic", "load": [0.42, 0.38, 0.31], "memory_mb": 412, "uptime_days": 93},
+    "solar": {"watts": 1840, "today_kwh": 6.2},
+    "washing": {"program": "cotton 40", "minutes_left": 41}
+}"#;
+const MORNING: [(&str, &str); 12] = [
+    ("kitchen", r#"{"temp":21.2}"#),
+    ("machine", r#"{"load":[0.57,0.41,0.32]}"#),
+    ("solar", r#"{"watts":1912}"#),
+    ("washing", r#"{"minutes_left":40}"#),
+    ("kitchen", r#"{"window":"open","humidity":44}"#),
+    ("garden", r#"{"sun":"sunny"}"#),
+    ("solar", r#"{"watts":2306,"today_kwh":6.3}"#),
+    ("machine", r#"{"load":[0.48,0.40,0.32],"memory_mb":415}"#),
+    ("washing", r#"{"minutes_left":39}"#),
+    ("garden", r#"{"soil":0.3,"watering":{"minutes":14}}"#),
+    ("solar", r#"{"watts":2341}"#),
+    ("kitchen", r#"{"temp":21.5}"#),
+];
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn the_page_fits_a_desk_and_a_telephone_in_light_and_in_dark() {
+    let server = start();
+    let address = server.address();
+    put(address, "/state", HOUSE);
+    let browser = Browser::start();
+    resize(&browser, 1_200, 900);
+    open(&browser, address, "?event=alert");
+    for (topic, change) in MORNING {
+        wait_for_event(&browser, patch(address, &format!("/state/{topic}"), change));
+    }
+    let id = post(address, "/events?event=alert", "The kitchen window is open and it will rain.");
+    wait_for_event(&browser, id);
+    // Into this folder, for whoever wants to look.
+    let pictures = std::env::var_os("STATECAST_SCREENSHOTS");
+    let long = "a".repeat(64);
+    for (width, height) in [(1_200, 900), (390, 844), (320, 568)] {
+        resize(&browser, width, height);
+        for scheme in ["light", "dark"] {
+            let scheme_of_choice = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+            browser.devtools("Emulation.setEmulatedMedia", &json!({ "features": scheme_of_choice }));
+            // Rows that changed are marked for a while, and then fade.
+            let script =
+                "return document.querySelectorAll('.changed').length + document.getAnimations().length";
+            wait_until(|| browser.run(script, &[]), |moving| *moving == 0);
+            assert_fits(&browser, width);
+            let [r, g, b] = background(&browser);
+            assert_eq!(r + g + b > 3 * 128, scheme == "light", "{scheme}: {r} {g} {b}");
+            let picture = browser.screenshot();
+            assert_eq!(picture[..8], *b"\x89PNG\r\n\x1a\n");
+            assert_eq!(u32::from_be_bytes(picture[16..20].try_into().unwrap()), width);
+            if let Some(folder) = &pictures {
+                fs::create_dir_all(folder).unwrap();
+                fs::write(Path::new(folder).join(format!("{width}-{scheme}.png")), picture).unwrap();
+            }
+        }
+        // Nor does anything break out that has no place to break.
+        let id = put(address, &format!("/state/{long}"), &format!("\"{}\"", long.repeat(20)));
+        wait_for_event(&browser, id);
+        assert_fits(&browser, width);
+        wait_for_event(&browser, delete(address, &format!("/state/{long}")));
+    }
+}
+
+/// Gives the page a window of that size, in CSS pixels that are pixels.
+fn resize(browser: &Browser, width: u32, height: u32) {
+    let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
+    browser.devtools("Emulation.setDeviceMetricsOverride", &size);
+    wait_until(|| browser.run("return innerWidth", &[]), |seen| *seen == width);
+}
+
+fn assert_fits(browser: &Browser, width: u32) {
+    let script = "return Array.from(document.querySelectorAll('html, body, section, #document, #events'))
+        .filter((element) => element.scrollWidth > element.clientWidth)
+        .map((element) => `${element.localName}#${element.id} is ${element.scrollWidth} wide`)";
+    assert_eq!(browser.run(script, &[]), json!([]), "at {width}");
+    let is_whole = browser.run("return document.documentElement.scrollWidth <= innerWidth", &[]);
+    assert_eq!(is_whole, true, "at {width}");
+}
+
+/// Red, green and blue of the paper.
+fn background(browser: &Browser) -> [u32; 3] {
+    let color = browser.run("return getComputedStyle(document.body).backgroundColor", &[]);
+    let numbers = color.as_str().expect("a colour").trim_start_matches("rgb(").trim_end_matches(')');
+    let numbers: Vec<u32> = numbers.split(", ").map(|number| number.parse().expect("a number")).collect();
+    numbers.try_into().expect("three numbers")
+}

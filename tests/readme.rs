@@ -1,0 +1,127 @@
+//! The README says what the program does: its commands are run, and their output is what it shows.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use support::*;
+
+const README: &str = include_str!("../README.md");
+
+/// The contents of the README's fenced blocks of one kind.
+fn blocks(kind: &str) -> Vec<&'static str> {
+    let fence = format!("```{kind}\n");
+    let after_fences = README.split(fence.as_str()).skip(1);
+    after_fences.map(|text| text.split("```").next().unwrap()).collect()
+}
+
+/// Commands of the console blocks, each with the output it shows.
+fn commands() -> Vec<(String, String)> {
+    let mut commands: Vec<(String, String)> = Vec::new();
+    for line in blocks("console").concat().lines() {
+        match (line.strip_prefix("$ "), commands.last_mut()) {
+            (Some(command), _) => commands.push((command.to_owned(), String::new())),
+            (None, Some((_, output))) => *output += &format!("{line}\n"),
+            (None, None) => panic!("{line:?} belongs to no command"),
+        }
+    }
+    commands
+}
+
+/// Ids and times differ from run to run; runs of digits become one.
+fn without_digits(text: &str) -> String {
+    let mut plain = String::new();
+    for letter in text.chars() {
+        if !letter.is_ascii_digit() {
+            plain.push(letter);
+        } else if !plain.ends_with('9') {
+            plain.push('9');
+        }
+    }
+    plain
+}
+
+/// A shell and all it starts, which end with it: `timeout` passes on the signal that it gets.
+struct Shell(Child);
+
+impl Shell {
+    fn run(script: &str) -> Shell {
+        let limit = DEADLINE.as_secs().to_string();
+        let shell = Command::new("timeout").args([&limit, "sh", "-c", script]).stdout(Stdio::piped()).spawn();
+        Shell(shell.expect("a shell runs"))
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        signal(&self.0, "TERM");
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn the_help_is_in_the_readme() {
+    assert!(README.contains(&statecast::help()), "put the output of statecast --help there");
+    let output = Command::new(env!("CARGO_BIN_EXE_statecast")).arg("--help").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), statecast::help());
+}
+
+#[test]
+fn a_wrong_option_exits_with_2_and_one_line() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_statecast")).args(["--heartbeat", "soon"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let line = "statecast: --heartbeat \"soon\": must be a time, such as 500ms, 15s or 2m\n";
+    assert_eq!(String::from_utf8_lossy(&output.stderr), line);
+    let taken = start();
+    let listen = taken.address().to_string();
+    let output = Command::new(env!("CARGO_BIN_EXE_statecast")).args(["--listen", &listen]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with(&format!("statecast: --listen {listen}: ")));
+}
+
+#[test]
+fn the_test_command_of_the_readme_is_what_ci_runs() {
+    assert!(blocks("sh").contains(&"tests/all\n"));
+    assert_eq!(include_str!("../.ci/run").lines().last(), Some("tests/all"));
+}
+
+#[test]
+#[ignore = "needs curl: tests/all installs it"]
+fn the_commands_of_the_readme_do_what_it_shows() {
+    let commands = commands();
+    let (first, greeting) = &commands[0];
+    assert_eq!(first, "cargo run --release");
+    let server = Binary::start(&["serve"]);
+    let port = format!("localhost:{}", server.address.port());
+    assert_eq!(without_digits(&server.greeting), without_digits(greeting));
+    for (command, expected) in &commands[1..] {
+        let script = command.replace("localhost:8080", &port).replace("curl ", "curl -sS ");
+        let mut shell = Shell::run(&script);
+        let mut lines = BufReader::new(shell.0.stdout.take().unwrap()).lines();
+        // A stream goes on; what the README shows is its beginning.
+        let shown: String =
+            lines.by_ref().take(expected.lines().count()).map(|line| line.unwrap() + "\n").collect();
+        assert_eq!(without_digits(&shown), without_digits(expected), "{command}");
+    }
+}
+
+#[test]
+#[ignore = "needs curl: tests/all installs it"]
+fn the_real_example_of_the_readme_publishes_the_load() {
+    let server = Binary::start(&[]);
+    let example = blocks("sh").into_iter().find(|text| text.contains("loadavg")).unwrap();
+    let script = example.replace("localhost:8080", &format!("localhost:{}", server.address.port()));
+    let mut stream = Stream::open(server.address, "/events/load");
+    let mut shell =
+        Command::new("sh").args(["-c", &script]).process_group(0).stdout(Stdio::null()).spawn().unwrap();
+    let load = stream.next_named("update").json();
+    let end_all = format!("kill -s KILL -{}", shell.id());
+    Command::new("sh").args(["-c", &end_all]).status().unwrap();
+    shell.wait().unwrap();
+    assert_eq!(load.as_array().map(Vec::len), Some(3), "{load}");
+    assert!(load[0].is_f64());
+}
