@@ -116,12 +116,8 @@ fn the_real_example_of_the_readme_publishes_the_load() {
     let example = blocks("sh").into_iter().find(|text| text.contains("loadavg")).unwrap();
     let script = example.replace("localhost:8080", &format!("localhost:{}", server.address.port()));
     let mut stream = Stream::open(server.address, "/events/load");
-    let mut shell =
-        Command::new("sh").args(["-c", &script]).process_group(0).stdout(Stdio::null()).spawn().unwrap();
+    let _shell = Shell::run(&script);
     let load = stream.next_named("update").json();
-    let end_all = format!("kill -s KILL -{}", shell.id());
-    Command::new("sh").args(["-c", &end_all]).status().unwrap();
-    shell.wait().unwrap();
     assert_eq!(load.as_array().map(Vec::len), Some(3), "{load}");
     assert!(load[0].is_f64());
 }
