@@ -24,7 +24,7 @@ fn commands() -> Vec<(String, String)> {
     for line in blocks("console").concat().lines() {
         match (line.strip_prefix("$ "), commands.last_mut()) {
             (Some(command), _) => commands.push((command.to_owned(), String::new())),
-            (None, Some((_, output))) => *output += &format!("{line}\n"),
+            (None, Some((_, output))) => output.extend([line, "\n"]),
             (None, None) => panic!("{line:?} belongs to no command"),
         }
     }
