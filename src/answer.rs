@@ -7,6 +7,7 @@ use serde_json::Value;
 use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 
 use crate::clock::random_between;
+use crate::connection::SlowPlace;
 use crate::document::Refusal;
 use crate::event::EventId;
 use crate::hub::Full;
@@ -53,6 +54,10 @@ impl Answer {
         Answer { status, ..Answer::json(format!("{{\"error\":{text}}}")) }
     }
 
+    pub fn unauthorized(text: &str) -> Answer {
+        Answer::refusal(401, text).with("WWW-Authenticate", "Bearer")
+    }
+
     /// No room for another client now.
     pub fn full(full: Full) -> Answer {
         let (status, text) = match full {
@@ -91,6 +96,11 @@ impl Answer {
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Answer {
         self.headers.push((name, value.into()));
+        self
+    }
+
+    pub fn with_all(mut self, headers: Vec<(&'static str, String)>) -> Answer {
+        self.headers.extend(headers);
         self
     }
 
@@ -144,6 +154,7 @@ impl From<Refusal> for Answer {
             Refusal::Invalid(_) => 400,
             Refusal::Absent(_) => 404,
             Refusal::TooLarge(_) => 413,
+            Refusal::Stopping => return Answer::full(Full::Stopping),
         };
         Answer::refusal(status, refusal.to_string())
     }
@@ -152,13 +163,20 @@ impl From<Refusal> for Answer {
 /// A writer that goes on where tiny_http's own answers would stop: at a write that takes part or would block.
 pub(crate) struct Patient {
     writer: Box<dyn Write + Send>,
+    /// Without progress for so long it gives up.
     patience: Duration,
+    /// Taken when the peer turns out slow: a few slow peers must not take all threads.
+    slow: SlowPlace,
+    /// What is left of the time for a slow peer: it grows with what the peer takes.
+    until: Option<Instant>,
 }
 
+/// A slow peer takes at least so many bytes a second.
+const SLOWEST: u64 = 8 << 10;
+
 impl Patient {
-    /// A writer that gives up when nothing was taken for so long.
-    pub fn new(writer: Box<dyn Write + Send>, patience: Duration) -> Patient {
-        Patient { writer, patience }
+    pub fn new(writer: Box<dyn Write + Send>, patience: Duration, slow: SlowPlace) -> Patient {
+        Patient { writer, patience, slow, until: None }
     }
 
     fn persist<T>(&mut self, mut attempt: impl FnMut(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
@@ -168,7 +186,9 @@ impl Patient {
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     // The socket's own send timeout makes this loop wait.
                     let now = Instant::now();
-                    if now >= *give_up_at.get_or_insert(now + self.patience) {
+                    let give_up_at = *give_up_at.get_or_insert(now + self.patience);
+                    let until = *self.until.get_or_insert(now + self.patience);
+                    if !self.slow.take() || now >= give_up_at.min(until) {
                         return Err(ErrorKind::TimedOut.into());
                     }
                 }
@@ -181,7 +201,11 @@ impl Patient {
 
 impl Write for Patient {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.persist(|writer| writer.write(bytes))
+        let count = self.persist(|writer| writer.write(bytes))?;
+        if let Some(until) = &mut self.until {
+            *until += Duration::from_millis(count as u64 * 1_000 / SLOWEST);
+        }
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {

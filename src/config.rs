@@ -1,9 +1,11 @@
 //! What can be set, in one table: flag, environment variable, default and help are said once, here.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use subtle::ConstantTimeEq;
 
 /// How a server is to run. `Config::default()` is what the command does without options, but for the port.
 ///
@@ -37,6 +39,12 @@ pub struct Config {
     pub grace: Duration,
     /// A folder to serve instead of the built-in page. Default: none.
     pub public: Option<PathBuf>,
+    /// Who has it may write and see `/clients`, from wherever. Default: none; writes are for this machine alone.
+    pub publish_token: Option<Token>,
+    /// Who has it, or the publish token, may read the document and its streams. Default: none; anybody may.
+    pub subscribe_token: Option<Token>,
+    /// Origins whose pages may read and, as far as everybody may, write. Default: none but the server's own.
+    pub allow_origin: Vec<Origin>,
     /// Let anybody write, not this machine alone. Default: no.
     pub open: bool,
     /// Log publishes, too. Default: no.
@@ -64,6 +72,9 @@ impl Default for Config {
             client_buffer_bytes: 64 << 10,
             grace: Duration::from_secs(5),
             public: None,
+            publish_token: None,
+            subscribe_token: None,
+            allow_origin: Vec::new(),
             open: false,
             verbose: false,
             log: false,
@@ -177,6 +188,46 @@ const SETTINGS: &[Setting] = &[
         set: |config, text| path(text).map(|path| config.public = Some(path)),
     },
     Setting {
+        name: "publish-token",
+        value: "TOKEN",
+        default: "",
+        help: "who has it may write, from wherever; needed behind a proxy",
+        set: |config, text| Token::new(text).map(|token| config.publish_token = Some(token)),
+    },
+    Setting {
+        name: "publish-token-file",
+        value: "FILE",
+        default: "",
+        help: "the same, read from a file",
+        set: |config, text| token_in(text).map(|token| config.publish_token = Some(token)),
+    },
+    Setting {
+        name: "subscribe-token",
+        value: "TOKEN",
+        default: "",
+        help: "who has it, or the publish token, may read; without one anybody may",
+        set: |config, text| Token::new(text).map(|token| config.subscribe_token = Some(token)),
+    },
+    Setting {
+        name: "subscribe-token-file",
+        value: "FILE",
+        default: "",
+        help: "the same, read from a file",
+        set: |config, text| token_in(text).map(|token| config.subscribe_token = Some(token)),
+    },
+    Setting {
+        name: "allow-origin",
+        value: "ORIGIN",
+        default: "",
+        help: "let pages of this origin in; once for each, or several with commas between",
+        set: |config, text| {
+            for origin in text.split(',') {
+                config.allow_origin.push(Origin::new(origin.trim())?);
+            }
+            Ok(())
+        },
+    },
+    Setting {
         name: "open",
         value: "",
         default: "",
@@ -192,7 +243,65 @@ const SETTINGS: &[Setting] = &[
     },
 ];
 
+/// A secret of one line. It shows itself to nobody: neither `Debug` nor an error has it.
+#[derive(Clone)]
+pub struct Token(String);
+
+impl Token {
+    /// A token of that text: visible ASCII, so that it fits a header.
+    ///
+    /// # Errors
+    /// What a token must be, where it is something else.
+    pub fn new(text: &str) -> Result<Token, String> {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Token(text.to_owned()))
+        } else {
+            Err("at least one letter, and no spaces or letters beyond ASCII".to_owned())
+        }
+    }
+
+    /// Whether somebody who says this has the token. Takes as long for any text of the same length.
+    pub(crate) fn is(&self, text: &str) -> bool {
+        self.0.as_bytes().ct_eq(text.as_bytes()).into()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// The origin of a page: scheme, host and port, as browsers write them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl Origin {
+    /// An origin, such as `https://example.org` or `http://localhost:3000`.
+    ///
+    /// # Errors
+    /// What an origin is, where the text is something else.
+    pub fn new(text: &str) -> Result<Origin, String> {
+        let authority = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let is_host = |letter: char| letter.is_ascii_alphanumeric() || "-._:[]".contains(letter);
+        match authority {
+            Some(authority) if !authority.is_empty() && authority.chars().all(is_host) => {
+                Ok(Origin(text.to_ascii_lowercase()))
+            }
+            _ => Err("an origin, such as https://example.org, without a path".to_owned()),
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl Setting {
+    fn is_secret(&self) -> bool {
+        self.value == "TOKEN"
+    }
+
     fn flag(&self) -> String {
         format!("--{}", self.name)
     }
@@ -202,7 +311,8 @@ impl Setting {
     }
 
     fn set_to(&self, config: &mut Config, text: &str, said_by: &str) -> Result<(), String> {
-        (self.set)(config, text).map_err(|right| format!("{said_by} {text:?}: must be {right}"))
+        let shown = if self.is_secret() { String::new() } else { format!(" {text:?}") };
+        (self.set)(config, text).map_err(|right| format!("{said_by}{shown}: must be {right}"))
     }
 }
 
@@ -261,6 +371,9 @@ impl Command {
                     return Err(format!("{text}; statecast --help lists what there is"));
                 }
             }
+        }
+        if config.open && config.publish_token.is_some() {
+            return Err("--open and --publish-token contradict each other: who may write?".to_owned());
         }
         Ok(Command::Serve(Box::new(config)))
     }
@@ -346,6 +459,13 @@ fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("a path".to_owned()) } else { Ok(text.into()) }
 }
 
+/// The token that a file holds; one line end behind it is not part of it.
+fn token_in(file: &str) -> Result<Token, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("a file that can be read: {error}"))?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    Token::new(line.strip_suffix('\r').unwrap_or(line)).map_err(|right| format!("a file that holds {right}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,6 +526,54 @@ mod tests {
         }
         let line = parse(&[], &[("STATECAST_OPEN", "maybe")]).unwrap_err();
         assert_eq!(line, "STATECAST_OPEN \"maybe\": must be true or false");
+    }
+
+    #[test]
+    fn a_token_never_reaches_an_error_or_debug() {
+        let config = parse(&["--publish-token", "s3cret", "--subscribe-token=other"], &[]).unwrap();
+        assert!(config.publish_token.as_ref().unwrap().is("s3cret"));
+        assert!(!config.publish_token.as_ref().unwrap().is("s3creT"));
+        assert!(!format!("{config:?}").contains("s3cret"));
+        let right = "must be at least one letter, and no spaces or letters beyond ASCII";
+        assert_eq!(parse(&["--publish-token", ""], &[]).unwrap_err(), format!("--publish-token: {right}"));
+        assert_eq!(
+            parse(&["--subscribe-token", "s3 cret"], &[]).unwrap_err(),
+            format!("--subscribe-token: {right}")
+        );
+        let variable = [("STATECAST_PUBLISH_TOKEN", "s3\ncret")];
+        assert_eq!(parse(&[], &variable).unwrap_err(), format!("STATECAST_PUBLISH_TOKEN: {right}"));
+        assert!(parse(&["--open", "--publish-token", "x"], &[]).unwrap_err().starts_with("--open and"));
+    }
+
+    #[test]
+    fn a_token_may_come_from_a_file() {
+        let path = std::env::temp_dir().join(format!("statecast-token-{}", std::process::id()));
+        let file = path.to_str().unwrap();
+        std::fs::write(&path, "s3cret\n").unwrap();
+        let config = parse(&["--publish-token-file", file], &[]).unwrap();
+        assert!(config.publish_token.unwrap().is("s3cret"));
+        std::fs::write(&path, "\n").unwrap();
+        assert!(
+            parse(&["--publish-token-file", file], &[]).unwrap_err().contains("must be a file that holds")
+        );
+        std::fs::remove_file(&path).unwrap();
+        assert!(parse(&["--publish-token-file", file], &[]).unwrap_err().contains("a file that can be read"));
+    }
+
+    #[test]
+    fn origins_are_a_list() {
+        let config =
+            parse(&["--allow-origin", "https://A.example", "--allow-origin", "http://localhost:3000"], &[]);
+        let origins: Vec<_> =
+            config.unwrap().allow_origin.iter().map(|origin| origin.as_str().to_owned()).collect();
+        assert_eq!(origins, ["https://a.example", "http://localhost:3000"]);
+        let variable = [("STATECAST_ALLOW_ORIGIN", "https://a.example, https://b.example")];
+        assert_eq!(parse(&[], &variable).unwrap().allow_origin.len(), 2);
+        for wrong in
+            ["*", "null", "example.org", "https://", "https://a/b", "https://a b", "https://a\r\nX: y"]
+        {
+            assert!(parse(&["--allow-origin", wrong], &[]).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -28,12 +28,16 @@ pub enum Refusal {
     TooLarge(String),
     /// The topic to delete is not in the document.
     Absent(String),
+    /// The server is stopping.
+    Stopping,
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Refusal::Invalid(text) | Refusal::TooLarge(text) | Refusal::Absent(text)) = self;
-        f.write_str(text)
+        match self {
+            Refusal::Invalid(text) | Refusal::TooLarge(text) | Refusal::Absent(text) => f.write_str(text),
+            Refusal::Stopping => f.write_str("the server is stopping; try again later"),
+        }
     }
 }
 
@@ -150,7 +154,7 @@ impl Document {
         match topic {
             None => Ok(self.topics.keys().map(|key| (key.clone(), Value::Null)).collect()),
             Some(topic) if self.topics.contains_key(topic.as_str()) => addressed(Some(topic), Value::Null),
-            Some(topic) => Err(absent(topic)),
+            Some(topic) => Err(absent(Some(topic))),
         }
     }
 
@@ -172,6 +176,11 @@ impl Document {
     /// When it last changed.
     pub fn last_change(&self) -> EventId {
         self.last_change
+    }
+
+    /// When it, or one topic, last changed; `None` for an absent topic.
+    pub fn changed(&self, topic: Option<&Topic>) -> Option<EventId> {
+        topic.map_or(Some(self.last_change), |topic| self.changed.get(topic.as_str()).copied())
     }
 
     /// The whole of it as JSON.
@@ -215,8 +224,9 @@ impl Document {
     }
 }
 
-pub(crate) fn absent(topic: &Topic) -> Refusal {
-    let topic = topic.as_str();
+/// Why a topic cannot be read or deleted. (The document itself is never absent.)
+pub(crate) fn absent(topic: Option<&Topic>) -> Refusal {
+    let topic = topic.map_or("", Topic::as_str);
     Refusal::Absent(format!("no topic {topic}; PUT /state/{topic} makes it"))
 }
 

@@ -1,7 +1,8 @@
-//! The door: one function turns a tiny_http request into one of ours, or into a refusal.
+//! The door: a tiny_http request becomes one of ours, or a refusal.
 //!
-//! Past it nobody looks at a raw header, URL or body. The one rule: what tiny_http understood differently from what
-//! the next proxy would (lengths, encodings, control characters) is refused, and its connection closed.
+//! Past it nobody looks at a raw header, URL or body. The head is judged first; the body is read only for those who may
+//! send one. The one rule: what tiny_http understood differently from what the next proxy would (lengths, encodings,
+//! control characters) is refused, and its connection closed.
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 use percent_encoding::percent_decode_str;
 use tiny_http::{HTTPVersion, Header, Method, Request};
 
-use crate::listener::Turn;
+use crate::allocator::distrusting;
+use crate::connection::Turn;
 
 /// What a body may take: a start, and more for each piece.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
@@ -20,7 +22,11 @@ const BODY_PIECE_PATIENCE: Duration = Duration::from_secs(1);
 /// What is read of a body without a length that turns out too large.
 const DRAINED_BODY: u64 = 16 << 20;
 
-/// A request, judged and read.
+/// A request, judged.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact about the request, and they are independent"
+)]
 pub(crate) struct Call {
     pub method: Method,
     /// Decoded; begins with `/`.
@@ -29,6 +35,8 @@ pub(crate) struct Call {
     pub peer: SocketAddr,
     pub host: Option<String>,
     pub origin: Option<String>,
+    /// The token of `Authorization: Bearer`.
+    pub bearer: Option<String>,
     /// Some proxy says that it passed the request on.
     pub is_forwarded: bool,
     pub is_http_1_0: bool,
@@ -36,7 +44,8 @@ pub(crate) struct Call {
     pub last_event_id: Option<String>,
     pub if_none_match: Option<String>,
     pub user_agent: Option<String>,
-    pub body: Vec<u8>,
+    /// tiny_http reads no request after this one, whatever we say.
+    pub is_last: bool,
 }
 
 /// A request that is not one.
@@ -59,10 +68,10 @@ impl Call {
     }
 }
 
-/// Judges a request and reads its body. Blocks until the body has come, or its time is over.
+/// Judges a request's head.
 ///
 /// After an error nothing more of the connection can be trusted: it is to be answered and closed.
-pub(crate) fn judge(request: &mut Request, turn: &Turn, max_body: usize) -> Result<Call, Unfit> {
+pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> {
     let headers = request.headers();
     check_head(request.url(), headers)?;
     let target = request.url();
@@ -88,25 +97,30 @@ pub(crate) fn judge(request: &mut Request, turn: &Turn, max_body: usize) -> Resu
     };
     let content_type = value("Content-Type").unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
-    let mut call = Call {
+    let connection = value("Connection").unwrap_or_default().to_ascii_lowercase();
+    let call = Call {
         method: request.method().clone(),
         path,
         query: query.collect::<Result<_, Unfit>>()?,
-        peer: turn.peer(),
+        peer,
         host: value("Host"),
         origin: value("Origin"),
+        bearer: value("Authorization").as_deref().and_then(bearer),
         is_forwarded: headers.iter().any(forwarding),
         is_http_1_0: *request.http_version() <= HTTPVersion(1, 0),
         is_json: essence.eq_ignore_ascii_case("application/json"),
         last_event_id: value("Last-Event-ID"),
         if_none_match: value("If-None-Match"),
         user_agent: value("User-Agent"),
-        body: Vec::new(),
+        is_last: connection.contains("close") || connection.contains("upgrade"),
     };
+    if connection.contains("upgrade") && values(headers, "Transfer-Encoding").next().is_some() {
+        // tiny_http hands over the chunks as they are (request.rs:180).
+        return Err(Unfit::new(400, "a request that asks for an upgrade sends no chunks"));
+    }
     if call.host.is_none() && !call.is_http_1_0 {
         return Err(Unfit::new(400, "an HTTP/1.1 request has a Host header"));
     }
-    call.body = read_body(request, turn, max_body)?;
     Ok(call)
 }
 
@@ -134,7 +148,17 @@ fn check_head(target: &str, headers: &[Header]) -> Result<(), Unfit> {
     }
 }
 
-fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Result<Vec<u8>, Unfit> {
+/// Whether some of the body has yet to come: tiny_http reads up to 1 KiB by itself (request.rs:184).
+pub(crate) fn has_body_to_come(request: &Request) -> bool {
+    let headers = request.headers();
+    let is_chunked = values(headers, "Transfer-Encoding").next().is_some();
+    let waits = values(headers, "Expect").next().is_some()
+        || values(headers, "Connection").any(|value| value.to_ascii_lowercase().contains("upgrade"));
+    is_chunked || request.body_length().is_some_and(|length| length > 1_024 || length > 0 && waits)
+}
+
+/// Reads a body of at most `max` bytes. Blocks until it has come, or its time is over.
+pub(crate) fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Result<Vec<u8>, Unfit> {
     let too_large = || Unfit::new(413, format!("the body is larger than {max} bytes (--max-body)"));
     let declared = request.body_length();
     if declared.is_some_and(|length| length > max) {
@@ -144,27 +168,56 @@ fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Result<Vec<u8>, 
         }
         return Err(too_large());
     }
-    if declared.unwrap_or(0) == 0 && values(request.headers(), "Transfer-Encoding").next().is_none() {
-        return Ok(Vec::new());
+    let mut slow = turn.slow_place();
+    if has_body_to_come(request) {
+        if !slow.take() {
+            return Err(Unfit::new(503, "too many bodies are on their way; try again"));
+        }
+        let pieces = declared.unwrap_or(max).div_ceil(BODY_PIECE) as u32;
+        // The keeper closes the connection then, and reading ends.
+        turn.set_body_deadline(Some(Instant::now() + BODY_PATIENCE + BODY_PIECE_PATIENCE * pieces));
     }
-    let pieces = declared.unwrap_or(max).div_ceil(BODY_PIECE) as u32;
-    // The keeper closes the connection then, and reading ends.
-    turn.set_body_deadline(Some(Instant::now() + BODY_PATIENCE + BODY_PIECE_PATIENCE * pieces));
-    let mut body = Vec::new();
-    let reader = request.as_reader();
-    let read = reader.take(max as u64 + 1).read_to_end(&mut body);
-    if body.len() > max {
+    let read = read_up_to(request.as_reader(), declared.unwrap_or(max + 1));
+    if declared.is_none() && read.as_ref().is_ok_and(|body| body.len() > max) {
         // Closing before the rest has come would take our answer along.
-        io::copy(&mut reader.take(DRAINED_BODY), &mut io::sink()).ok();
+        distrusting(|| io::copy(&mut request.as_reader().take(DRAINED_BODY), &mut io::sink()).ok());
     }
     turn.set_body_deadline(None);
-    match (read, declared) {
-        (Err(error), _) => Err(Unfit::new(400, format!("the body cannot be read: {error}"))),
-        (Ok(count), _) if count > max => Err(too_large()),
-        // Half a body must not become half a patch.
-        (Ok(count), Some(length)) if count < length => Err(Unfit::new(400, "the body ended early")),
-        (Ok(_), _) => Ok(body),
+    let body = read.map_err(|error| Unfit::new(400, format!("the body cannot be read: {error}")))?;
+    // Half a body must not become half a patch. A chunk that ends early looks like the last one (decoder.rs:132): a
+    // peer that has closed its side may have meant to send more.
+    let is_half = match declared {
+        Some(length) => body.len() < length,
+        None => values(request.headers(), "Transfer-Encoding").next().is_some() && turn.has_ended(),
+    };
+    if body.len() > max {
+        Err(too_large())
+    } else if is_half {
+        Err(Unfit::new(400, "the body ended early"))
+    } else {
+        Ok(body)
     }
+}
+
+fn read_up_to(reader: &mut dyn Read, max: usize) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    let mut piece = vec![0; BODY_PIECE.min(max)];
+    while body.len() < max {
+        let wanted = piece.len().min(max - body.len());
+        // A chunk's size line that never ends is read into memory on this thread.
+        match distrusting(|| reader.read(&mut piece[..wanted])) {
+            Ok(0) => break,
+            Ok(count) => body.extend_from_slice(&piece[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(body)
+}
+
+fn bearer(authorization: &str) -> Option<String> {
+    let (scheme, token) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim().to_owned())
 }
 
 fn values<'a>(headers: &'a [Header], name: &'static str) -> impl Iterator<Item = &'a str> {

@@ -10,20 +10,21 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick};
 use serde_json::Value;
 
+use crate::allocator;
 use crate::clock::{now_ms, random_between};
 use crate::document::{Document, Patch, Refusal};
 use crate::event::{EventId, EventName, Topic, write_event};
 use crate::history::{Audience, Entry, History, OneOff};
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::stream::{Chunk, Client, Connection, Following, Place, Progress, Reason};
+use crate::stream::{Arrival, Chunk, Client, Following, Place, Progress, Reason};
 
 /// What a pass of the hub takes from history at most: more would not fit a socket's send buffer in one write.
 const PASS_BYTES: usize = 64 << 10;
@@ -61,6 +62,8 @@ pub(crate) struct Hub {
     pub metrics: Arc<Metrics>,
     log: Log,
     state: Mutex<State>,
+    /// Chunks of one event that clients who are catching up hold now: a hundred of them need one large event once.
+    large_chunks: Mutex<Vec<(EventId, Audience, Weak<Chunk>)>>,
     /// Publishers wait here for the hub to read what waits for it.
     has_read: Condvar,
     /// Whoever stops the hub waits here for the last client.
@@ -135,6 +138,7 @@ impl Hub {
             metrics: Arc::default(),
             log,
             state: Mutex::new(state),
+            large_chunks: Mutex::default(),
             has_read: Condvar::new(),
             has_left: Condvar::new(),
             doorbell,
@@ -159,7 +163,7 @@ impl Hub {
         &self,
         make_patch: impl FnOnce(&Document) -> Result<Patch, Refusal>,
     ) -> Result<EventId, Refusal> {
-        let mut state = self.lock_to_publish();
+        let mut state = self.lock_to_publish()?;
         let patch = make_patch(&state.document)?;
         let id = state.next_id();
         let entry = Entry::update(id, &patch);
@@ -176,8 +180,8 @@ impl Hub {
     }
 
     /// Publishes an event that changes nothing. Returns and waits as `write` does.
-    pub fn send(&self, audience: Audience, name: EventName, data: OneOff) -> EventId {
-        let mut state = self.lock_to_publish();
+    pub fn send(&self, audience: Audience, name: EventName, data: OneOff) -> Result<EventId, Refusal> {
+        let mut state = self.lock_to_publish()?;
         let id = state.next_id();
         state.publish(Entry::one_off(id, audience, name, data));
         drop(state);
@@ -186,7 +190,7 @@ impl Hub {
         if self.settings.verbose {
             self.log.line(|| format!("one-off event {id}"));
         }
-        id
+        Ok(id)
     }
 
     /// The whole document as JSON, and the id of its last change.
@@ -198,6 +202,11 @@ impl Hub {
     /// The id of the document's last change.
     pub fn last_change(&self) -> EventId {
         self.lock().document.last_change()
+    }
+
+    /// The id of the last change of the document or one topic; `None` for an absent topic.
+    pub fn changed(&self, topic: Option<&Topic>) -> Option<EventId> {
+        self.lock().document.changed(topic)
     }
 
     /// The document or one topic as JSON, and the id of its last change; `None` for an absent topic.
@@ -212,7 +221,7 @@ impl Hub {
 
     /// Puts a client that was admitted on the list and brings it up to date; `last_event_id` is what it said it
     /// has. Blocks for as long as a few writes to a socket that does not block.
-    pub fn join(&self, audience: Audience, last_event_id: Option<EventId>, connection: Connection) {
+    pub fn join(&self, audience: Audience, last_event_id: Option<EventId>, arrival: Arrival) {
         let mut first = format!("retry: {}\n\n", self.jittered_retry()).into_bytes();
         let (client, stopping) = {
             let mut state = self.lock();
@@ -225,7 +234,7 @@ impl Hub {
                 ends.push((None, first.len()));
             }
             let first = Chunk::new(&first, ends);
-            let client = Arc::new(Client::new(id, audience.clone(), place, connection, &first));
+            let client = Arc::new(Client::new(id, audience.clone(), place, arrival, &first));
             state.audiences.entry(audience).or_default().clients.push(Arc::clone(&client));
             (client, state.stopping)
         };
@@ -278,9 +287,11 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_to_publish(&self) -> MutexGuard<'_, State> {
+    /// Waits while the hub is far behind. A hub that stops takes nothing more, or it would never be done.
+    fn lock_to_publish(&self) -> Result<MutexGuard<'_, State>, Refusal> {
         let far_behind = |state: &mut State| state.unread_bytes > UNREAD_BYTES && !state.stopping;
-        self.has_read.wait_while(self.lock(), far_behind).unwrap_or_else(PoisonError::into_inner)
+        let state = self.has_read.wait_while(self.lock(), far_behind).unwrap_or_else(PoisonError::into_inner);
+        if state.stopping { Err(Refusal::Stopping) } else { Ok(state) }
     }
 
     fn ring(&self) {
@@ -311,7 +322,7 @@ impl Hub {
                 match entries {
                     Some(entries) => {
                         let place = entries.last()?.id;
-                        let chunk = chunk_of(&entries, &client.audience).map(Arc::new);
+                        let chunk = self.shared_chunk_of(&entries, &client.audience);
                         return Some(Following { chunks: chunk.into_iter().collect(), place });
                     }
                     None => Reason::Lagged,
@@ -329,8 +340,23 @@ impl Hub {
         Some(Following { chunks: vec![Arc::new(hello), init], place })
     }
 
+    /// A chunk that is shared with others who are at the same place, if it is a large one.
+    fn shared_chunk_of(&self, entries: &[Arc<Entry>], audience: &Audience) -> Option<Arc<Chunk>> {
+        let [large] = entries else { return chunk_of(entries, audience).map(Arc::new) };
+        let mut shared = self.large_chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.retain(|(_, _, chunk)| chunk.strong_count() > 0);
+        let known = shared.iter().find(|(id, of, _)| *id == large.id && of == audience);
+        if let Some(chunk) = known.and_then(|(_, _, chunk)| chunk.upgrade()) {
+            return Some(chunk);
+        }
+        let chunk = chunk_of(entries, audience).map(Arc::new)?;
+        shared.push((large.id, audience.clone(), Arc::downgrade(&chunk)));
+        Some(chunk)
+    }
+
     /// The hub thread: one loop, woken by the bell, the heartbeat, or the end.
     fn run(&self, bell: &Receiver<()>, stop: &Receiver<()>) {
+        allocator::trust_this_thread();
         let heartbeat = tick(self.settings.heartbeat);
         loop {
             select! {
@@ -412,6 +438,7 @@ impl Hub {
 
     /// The catch-up thread: visits each client that is behind until it is live again or gone.
     fn run_catch_up(&self, late: &Receiver<Option<Arc<Client>>>) {
+        allocator::trust_this_thread();
         let mut visits: Vec<Visit> = Vec::new();
         loop {
             let due = visits.iter().map(|visit| visit.due).min();
@@ -501,6 +528,12 @@ impl State {
     }
 
     fn publish(&mut self, entry: Entry) {
+        // An `init` that is not current serves nobody, and may be large.
+        for audience in std::iter::once(None).chain(entry.topics().cloned().map(Some)) {
+            if let Some(subscribers) = self.audiences.get_mut(&audience) {
+                subscribers.init = None;
+            }
+        }
         self.unread_bytes += entry.size();
         self.history.push(entry, self.read);
     }
@@ -588,6 +621,7 @@ struct Visit {
     client: Arc<Client>,
     due: Instant,
     delay: Duration,
+    written: u64,
     stall: Duration,
     /// When the peer was last seen to have read something, and how much it had read then.
     progress: (Instant, u64),
@@ -596,14 +630,18 @@ struct Visit {
 impl Visit {
     fn new(client: Arc<Client>, stall: Duration) -> Visit {
         let now = Instant::now();
-        Visit { client, due: now, delay: VISIT_DELAYS.0, stall, progress: (now, 0) }
+        Visit { client, due: now, delay: VISIT_DELAYS.0, written: 0, stall, progress: (now, 0) }
     }
 
     /// Plans the next visit; says whether it is too late for one.
     fn is_stalled(&mut self) -> bool {
         let now = Instant::now();
+        let written = self.client.status().bytes;
+        // Whoever takes something gets the next piece soon.
+        self.delay =
+            if written > self.written { VISIT_DELAYS.0 } else { (self.delay * 2).min(VISIT_DELAYS.1) };
+        self.written = written;
         self.due = now + self.delay;
-        self.delay = (self.delay * 2).min(VISIT_DELAYS.1);
         // Asked now and then only: it takes a look at the kernel's queue.
         if now - self.progress.0 < self.stall / 8 {
             return false;

@@ -24,9 +24,11 @@
 //! | file | what it is |
 //! |---|---|
 //! | `main`, [`Config`] | the command, and the one table of its options |
-//! | `listener`, `socket` | tiny_http kept alive, and the sockets that it hides |
-//! | `door` | one function turns a request into one of ours, or into a refusal |
-//! | [`Server`], `answer`, `pages` | what each request does and who may do it; answers; the built-in page |
+//! | `listener`, `connection` | tiny_http kept alive; whose turn it is, and who takes too long |
+//! | `socket`, `allocator` | the sockets that tiny_http hides, and the memory it would give away |
+//! | `door` | a request becomes one of ours, or a refusal |
+//! | [`Server`], `access` | what each request does; who may do it |
+//! | `answer`, `pages` | what goes back; the built-in page |
 //! | `document` | the document: [`merge`], [`diff`], and what is refused |
 //! | `event`, `history` | names, ids and frames; what was published last, kept once for everybody |
 //! | `hub` | the lock, the client list, and the one thread that writes to live clients |
@@ -41,9 +43,12 @@
 //!
 //! It runs on Linux, and should on any Unix. There is no async runtime.
 
+mod access;
+mod allocator;
 mod answer;
 mod clock;
 mod config;
+mod connection;
 mod document;
 mod door;
 mod event;
@@ -58,9 +63,11 @@ mod server;
 mod socket;
 mod stream;
 
-pub use config::{Command, Config, help};
+pub use allocator::{PatientAllocator, trust_this_thread};
+pub use config::{Command, Config, Origin, Token, help};
 pub use document::{Refusal, diff, merge};
 pub use event::{EventId, MalformedId};
+pub use metrics::count_tiny_http_panics;
 pub use server::Server;
 
 /// The README's examples are tests, too.

@@ -4,9 +4,14 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use crossbeam_channel::bounded;
-use statecast::{Command, Config, Server};
+use statecast::{Command, Config, PatientAllocator, Server};
+
+#[global_allocator]
+static ALLOCATOR: PatientAllocator = PatientAllocator;
 
 fn main() -> ExitCode {
+    statecast::trust_this_thread();
+    statecast::count_tiny_http_panics();
     let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
     match Command::parse(arguments, |name| std::env::var(name).ok()) {
         Ok(Command::Print(text)) => {

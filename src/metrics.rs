@@ -17,6 +17,22 @@ impl Counter {
     }
 }
 
+/// Panics in tiny_http's threads, in the whole process: a thread does not know its server.
+static TINY_HTTP_PANICS: Counter = Counter(AtomicU64::new(0));
+
+/// Counts panics in tiny_http's own code instead of printing them: it panics when a client leaves at a bad moment
+/// (client.rs:180) or descriptors are out, in a thread that nobody needs any more. Other panics are printed as before.
+pub fn count_tiny_http_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.location().is_some_and(|location| location.file().contains("tiny_http")) {
+            TINY_HTTP_PANICS.add(1);
+        } else {
+            print(panic);
+        }
+    }));
+}
+
 /// What a server has done since it started.
 #[derive(Default)]
 pub(crate) struct Metrics {
@@ -64,6 +80,7 @@ impl Metrics {
                 "Requests that could not be dropped; each costs a thread and two descriptors for good",
                 &self.abandoned_requests,
             ),
+            ("tiny_http_panics", "Threads of tiny_http that panicked, in this process", &TINY_HTTP_PANICS),
         ];
         let mut text = String::new();
         let mut put = |name: &str, help: &str, kind: &str, value: u64| {

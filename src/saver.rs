@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
 use serde_json::{Map, Value};
 
+use crate::allocator;
 use crate::document::{self, Refusal};
 use crate::event::EventId;
 use crate::hub::Hub;
@@ -52,6 +54,7 @@ impl Saver {
         let saved = hub.last_change();
         let mut file = SavedFile { path, hub, log, saved, is_faulty: false };
         let thread = thread::Builder::new().name("saver".into()).spawn(move || {
+            allocator::trust_this_thread();
             loop {
                 let again = if file.is_faulty { after(PAUSE) } else { never() };
                 let is_last = select! {
@@ -121,12 +124,24 @@ fn write(path: &Path, json: &str) -> io::Result<()> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let mut temporary = path.clone().into_os_string();
     temporary.push(".new");
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(json.as_bytes())?;
-        file.write_all(b"\n")?;
-        file.sync_all()
-    });
-    if let Err(error) = written.and_then(|()| fs::rename(&temporary, &path)) {
+    let mut file = File::options().write(true).create(true).truncate(false).open(&temporary)?;
+    // Two servers with one file must not write half of it each.
+    let shared = || io::Error::other("another server is saving to the same file");
+    file.try_lock().map_err(|_| shared())?;
+    // It was renamed meanwhile: what we have open is the document itself.
+    if !fs::metadata(&temporary)
+        .is_ok_and(|named| named.ino() == file.metadata().map_or(0, |open| open.ino()))
+    {
+        return Err(shared());
+    }
+    let written = fs::metadata(&path)
+        .and_then(|metadata| file.set_permissions(metadata.permissions()))
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        .and_then(|()| file.set_len(0))
+        .and_then(|()| writeln!(file, "{json}"))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, &path));
+    if let Err(error) = written {
         // A full disk should not be kept full by half a file.
         fs::remove_file(&temporary).ok();
         return Err(error);

@@ -4,7 +4,7 @@
 //! The one rule: a refusal says in JSON what was wrong and what would be right, and echoes nothing.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,19 +13,21 @@ use crossbeam_channel::bounded;
 use serde_json::{Map, Value};
 use tiny_http::{Method, Request};
 
+use crate::access::Rules;
 use crate::answer::{Answer, Patient, STREAM_HEADERS};
 use crate::config::Config;
+use crate::connection::{Patience, Turn};
 use crate::document;
-use crate::door::{Call, judge};
+use crate::door::{Call, Unfit, has_body_to_come, judge, read_body};
 use crate::event::{EventId, EventName, Topic};
 use crate::history::{Audience, OneOff};
 use crate::hub::{Hub, Settings, StartError, Threads, description};
-use crate::listener::{Listener, Patience, Turn};
+use crate::listener::{Listener, SocketOptions};
 use crate::log::Log;
 use crate::pages::Pages;
 use crate::saver::{self, Saver};
 use crate::socket::raise_descriptor_limit;
-use crate::stream::Connection;
+use crate::stream::Arrival;
 
 /// Descriptors that are not for clients: the process's own, and two for each request under way.
 const RESERVED_DESCRIPTORS: usize = 40;
@@ -89,23 +91,25 @@ impl Server {
                     saver::unfit(config.document.as_deref().unwrap_or(Path::new("")), &refusal)
                 }
             })?;
-        let patience = Patience {
-            head: config.request_timeout,
-            idle: IDLE,
-            send_buffer: config.client_buffer_bytes,
-            unacknowledged: UNACKNOWLEDGED,
-        };
+        let options =
+            SocketOptions { send_buffer: config.client_buffer_bytes, unacknowledged: UNACKNOWLEDGED };
+        let patience = Patience { head: config.request_timeout, idle: IDLE };
         let site = Site {
             hub: Arc::clone(&hub),
             pages,
-            is_open: config.open,
+            rules: Rules {
+                is_open: config.open,
+                publish_token: config.publish_token,
+                subscribe_token: config.subscribe_token,
+                origins: config.allow_origin,
+            },
             max_body: config.max_body_bytes,
             write_patience: config.stall,
         };
-        let handler = Box::new(move |request, turn| site.answer(request, turn));
+        let handler = Box::new(move |turn, request| site.answer(turn, request));
         let metrics = Arc::clone(&hub.metrics);
-        let listener =
-            Listener::start(&config.listen, patience, log.clone(), metrics, handler).map_err(|error| {
+        let listener = Listener::start(&config.listen, &options, patience, log.clone(), metrics, handler)
+            .map_err(|error| {
                 let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
                 io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
             })?;
@@ -158,7 +162,7 @@ impl Drop for Server {
 struct Site {
     hub: Arc<Hub>,
     pages: Pages,
-    is_open: bool,
+    rules: Rules,
     max_body: usize,
     /// Without progress for so long an answer is given up.
     write_patience: Duration,
@@ -166,7 +170,7 @@ struct Site {
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
-enum Route {
+pub(crate) enum Route {
     Events(Audience),
     State(Option<Topic>),
     Clients,
@@ -197,7 +201,8 @@ impl Route {
         Ok(route)
     }
 
-    fn methods(&self) -> &'static str {
+    /// The methods it knows, as `Allow` says them.
+    pub fn methods(&self) -> &'static str {
         match self {
             Route::Events(_) => "GET, HEAD, POST, OPTIONS",
             Route::State(_) => "GET, HEAD, POST, PATCH, PUT, DELETE, OPTIONS",
@@ -207,69 +212,83 @@ impl Route {
     }
 }
 
-/// What is to be done with a request that is in order.
-enum Routed {
-    Answer(Answer),
-    Stream(Audience),
-}
-
 impl Site {
     /// Answers one request; the turn comes back when the connection goes on.
-    fn answer(&self, mut request: Request, turn: Turn) -> Option<Turn> {
-        let call = match judge(&mut request, &turn, self.max_body) {
+    fn answer(&self, turn: Turn, mut request: Request) -> Option<Turn> {
+        let unfit = |unfit: Unfit| Answer::refusal(unfit.status, unfit.text);
+        let call = match judge(&request, turn.peer()) {
             Ok(call) => call,
-            Err(unfit) => {
-                self.hub.metrics.refusals.add(1);
-                turn.refuse(request, Answer::refusal(unfit.status, unfit.text).into_response());
-                return None;
-            }
+            Err(error) => return self.refuse(turn, request, unfit(error)),
         };
-        let answer = match self.route(&call) {
-            Ok(Routed::Stream(audience)) => match self.hub.admit(call.peer.ip()) {
-                Ok(()) => {
-                    self.open_stream(call, audience, request, turn);
-                    return None;
-                }
-                Err(full) => Answer::full(full),
+        let route = Route::of(&call.path).and_then(|route| self.rules.check(&call, &route).map(|()| route));
+        let cors = self.rules.cors_headers(&call, (call.method == Method::Options).then_some(&route));
+        // Whoever may not write sends no body here, and cannot keep a thread waiting for it.
+        let body = match &route {
+            Err(_) if has_body_to_come(&request) => None,
+            Err(_) => Some(Vec::new()),
+            Ok(_) => match read_body(&mut request, &turn, self.max_body) {
+                Ok(body) => Some(body),
+                Err(error) => return self.refuse(turn, request, unfit(error).with_all(cors)),
             },
-            Ok(Routed::Answer(answer)) | Err(answer) => answer,
+        };
+        let answer = match (route, &body) {
+            (Err(refusal), None) => return self.refuse(turn, request, refusal.with_all(cors)),
+            (Ok(Route::Events(audience)), _) if call.method == Method::Get => {
+                match self.hub.admit(call.peer.ip()) {
+                    Ok(()) => {
+                        self.open_stream(call, audience, &cors, request, turn);
+                        return None;
+                    }
+                    Err(full) => Answer::full(full),
+                }
+            }
+            (Ok(route), Some(body)) => self.respond(&call, route, body).unwrap_or_else(|refusal| refusal),
+            (Err(refusal), _) => refusal,
+            (Ok(_), None) => unreachable!("a body is read for every route that was found"),
         };
         if answer.status >= 400 {
             self.hub.metrics.refusals.add(1);
         }
         let version = request.http_version().clone();
-        let writer = Patient::new(request.into_writer(), self.write_patience);
+        let writer = Patient::new(request.into_writer(), self.write_patience, turn.slow_place());
+        let answered = answer.with_all(cors).write_to(writer, version, call.method == Method::Head);
         // An answer that was cut short leaves a connection that nobody can make sense of.
-        answer.write_to(writer, version, call.method == Method::Head).is_ok().then_some(turn)
+        (answered.is_ok() && !call.is_last).then_some(turn)
     }
 
-    fn route(&self, call: &Call) -> Result<Routed, Answer> {
+    /// Answers and closes: something of the request was not read.
+    fn refuse(&self, turn: Turn, request: Request, answer: Answer) -> Option<Turn> {
+        self.hub.metrics.refusals.add(1);
+        turn.refuse(request, answer.into_response());
+        None
+    }
+
+    fn respond(&self, call: &Call, route: Route, body: &[u8]) -> Result<Answer, Answer> {
         use Method::{Delete, Get, Head, Options, Patch, Post, Put};
-        let route = Route::of(&call.path)?;
-        if call.method == Options {
-            return Ok(Routed::Answer(Answer::empty(204).with("Allow", route.methods())));
-        }
-        if !matches!(call.method, Get | Head) || route == Route::Clients {
-            self.check_may_write(call)?;
-        }
         let hub = &self.hub;
         let answer = match (route, &call.method) {
-            (Route::Events(audience), Get) => return Ok(Routed::Stream(audience)),
+            (route, Options) => Answer::empty(204).with("Allow", route.methods()),
             (Route::Events(_), Head) => Answer::stream_head(),
-            (Route::Events(audience), Post) => Self::send(hub, audience, call)?,
+            (Route::Events(audience), Post) => Self::send(hub, audience, call, body)?,
             (Route::State(topic), Get | Head) => {
-                let absent = || {
-                    topic.as_ref().map_or_else(|| Answer::empty(404), |topic| document::absent(topic).into())
-                };
+                let absent = || document::absent(topic.as_ref());
+                let tag = |id: EventId| format!("\"{id}\"");
+                // Asked first: a document that the client has need not be written out.
+                let known =
+                    Answer::empty(200).with("ETag", tag(hub.changed(topic.as_ref()).ok_or_else(absent)?));
+                let known = known.unless(call.if_none_match.as_deref());
+                if known.status == 304 {
+                    return Ok(known);
+                }
                 let (json, id) = hub.get(topic.as_ref()).ok_or_else(absent)?;
-                Answer::json(json).with("ETag", format!("\"{id}\"")).unless(call.if_none_match.as_deref())
+                Answer::json(json).with("ETag", tag(id))
             }
             (Route::State(topic), Post | Patch) => {
-                let body = document::parse(&call.body)?;
+                let body = document::parse(body)?;
                 Answer::published(hub.write(|document| document.patch(topic.as_ref(), body))?)
             }
             (Route::State(topic), Put) => {
-                let body = document::parse(&call.body)?;
+                let body = document::parse(body)?;
                 Answer::published(hub.write(|document| document.put(topic.as_ref(), body))?)
             }
             (Route::State(topic), Delete) => {
@@ -295,25 +314,34 @@ impl Site {
             }
             (route, _) => return Err(Answer::not_allowed(route.methods())),
         };
-        Ok(Routed::Answer(answer))
+        Ok(answer)
     }
 
     /// Publishes a one-off event: JSON if the request says so, else text.
-    fn send(hub: &Hub, audience: Audience, call: &Call) -> Result<Answer, Answer> {
+    fn send(hub: &Hub, audience: Audience, call: &Call, body: &[u8]) -> Result<Answer, Answer> {
         let name = match call.parameter("event") {
             Some(name) => EventName::parse(name).map_err(|rule| Answer::refusal(400, rule))?,
             None => EventName::MESSAGE,
         };
         if call.is_json {
-            document::parse(&call.body)?;
+            document::parse(body)?;
         }
-        let text = String::from_utf8(call.body.clone())
+        let text = String::from_utf8(body.to_vec())
             .map_err(|_| Answer::refusal(400, "the body is not UTF-8; an event's data is"))?;
         let data = if call.is_json { OneOff::Json(text) } else { OneOff::Text(text) };
-        Ok(Answer::published(hub.send(audience, name, data)))
+        Ok(Answer::published(hub.send(audience, name, data)?))
     }
 
-    fn open_stream(&self, call: Call, audience: Audience, request: Request, turn: Turn) {
+    fn open_stream(
+        &self,
+        call: Call,
+        audience: Audience,
+        cors: &[(&'static str, String)],
+        request: Request,
+        turn: Turn,
+    ) {
+        /// Of a client's name. It is kept for as long as the client is there.
+        const MAX_USER_AGENT: usize = 256;
         let header = call.last_event_id.as_deref().filter(|id| !id.is_empty());
         // A browser's own reconnect sends the header, and it is newer than the query its page was made with.
         let last_event_id = header
@@ -321,111 +349,31 @@ impl Site {
             .or_else(|| call.parameter("last_event_id"))
             .and_then(|id| id.parse::<EventId>().ok());
         let chunked = !call.is_http_1_0;
-        let headers = STREAM_HEADERS.map(|(name, value)| format!("{name}: {value}\r\n")).concat();
+        let cors = cors.iter().map(|(name, value)| (*name, value.as_str()));
+        let headers =
+            STREAM_HEADERS.into_iter().chain(cors).map(|(name, value)| format!("{name}: {value}\r\n"));
+        let headers: String = headers.collect();
         let framing = if chunked { "Transfer-Encoding: chunked" } else { "Connection: close" };
         let head = format!("HTTP/1.{} 200 OK\r\n{headers}{framing}\r\n\r\n", u8::from(chunked));
-        let connection = Connection {
+        let user_agent = call.user_agent.map(|mut name| {
+            // Headers are ASCII: any place is one between letters.
+            name.truncate(MAX_USER_AGENT);
+            name
+        });
+        let arrival = Arrival {
             wire: Box::new(turn.into_stream(request)),
             chunked,
             head: head.into_bytes(),
             address: call.peer,
-            user_agent: call.user_agent,
+            user_agent,
         };
-        self.hub.join(audience, last_event_id, connection);
+        self.hub.join(audience, last_event_id, arrival);
     }
-
-    /// Without a token, writes are for this machine alone, and never for a foreign page in somebody's browser.
-    fn check_may_write(&self, call: &Call) -> Result<(), Answer> {
-        let refused = |text: &str| Err(Answer::refusal(403, text));
-        let host = call.host.as_deref().unwrap_or_default();
-        if call.origin.as_deref().is_some_and(|origin| !is_same_origin(origin, host)) {
-            return refused("writes from pages of another origin are refused; serve the page from here");
-        }
-        if self.is_open {
-            return Ok(());
-        }
-        if !call.peer.ip().to_canonical().is_loopback() {
-            return refused("writes are for the server's own machine alone; --open lets anybody write");
-        }
-        if call.is_forwarded || call.is_http_1_0 {
-            return refused(
-                "this came through a proxy, and writes are for the server's own machine alone; see --open",
-            );
-        }
-        if !is_loopback_host(host) {
-            return refused("writes are for this machine alone, under its own name: localhost or 127.0.0.1");
-        }
-        Ok(())
-    }
-}
-
-/// Whether a page's origin is the host and port that it sent its request to. The scheme may differ: TLS can end at a
-/// proxy.
-fn is_same_origin(origin: &str, host: &str) -> bool {
-    let authority = origin.split_once("://").map(|(_, authority)| authority);
-    authority.is_some_and(|authority| !host.is_empty() && authority.eq_ignore_ascii_case(host))
-}
-
-/// Whether a `Host` names this machine to itself. A foreign name can be made to point here, and a browser would not
-/// know the difference.
-fn is_loopback_host(host: &str) -> bool {
-    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, port)) if port.is_empty() || port.starts_with(':') => address,
-        Some(_) => return false,
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    let name = name.to_ascii_lowercase();
-    name == "localhost"
-        || name.ends_with(".localhost")
-        || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_loopback_host_is_one_by_name_or_address() {
-        let ours = [
-            "localhost",
-            "LOCALHOST:8080",
-            "127.0.0.1",
-            "127.0.0.1:1",
-            "127.9.9.9",
-            "[::1]",
-            "[::1]:80",
-            "a.localhost",
-        ];
-        for host in ours {
-            assert!(is_loopback_host(host), "{host}");
-        }
-        let foreign = [
-            "",
-            "example.org",
-            "localhost.example.org",
-            "127.0.0.1.example.org",
-            "192.168.0.1",
-            "[::2]",
-            "[::1]x",
-            "0.0.0.0",
-            "10.0.0.1:80",
-        ];
-        for host in foreign {
-            assert!(!is_loopback_host(host), "{host}");
-        }
-    }
-
-    #[test]
-    fn an_origin_is_the_same_if_host_and_port_are() {
-        assert!(is_same_origin("http://localhost:8080", "localhost:8080"));
-        assert!(is_same_origin("https://example.org", "Example.org"));
-        for origin in
-            ["null", "", "http://localhost", "http://localhost:8081", "http://evil/localhost:8080", "http://"]
-        {
-            assert!(!is_same_origin(origin, "localhost:8080"), "{origin}");
-        }
-        assert!(!is_same_origin("http://", ""));
-    }
 
     #[test]
     fn a_path_names_what_it_looks_like() {

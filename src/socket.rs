@@ -7,12 +7,54 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::hash::{Hash, Hasher};
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use socket2::{SockAddr, SockRef};
+
+/// Tells a socket from every other, also from one with the same peer, and says where it was found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    /// The kernel's number for it, which no other socket ever gets.
+    cookie: u64,
+    /// tiny_http has two descriptors for each connection that it reads; the same one twice where it has one.
+    descriptors: [RawFd; 2],
+}
+
+/// Where it was found is not part of what it is.
+impl PartialEq for Identity {
+    fn eq(&self, other: &Identity) -> bool {
+        self.cookie == other.cookie
+    }
+}
+
+impl Eq for Identity {}
+
+impl Hash for Identity {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.cookie.hash(state);
+    }
+}
+
+impl Identity {
+    /// The socket itself, as long as tiny_http keeps it; also when its connection has ended.
+    pub fn open(&self) -> Option<Socket> {
+        let is_it = |socket: &OwnedFd| cookie_of(socket.as_raw_fd()) == Some(self.cookie);
+        self.descriptors.iter().find_map(|descriptor| duplicate(*descriptor).filter(is_it)).map(Socket)
+    }
+
+    /// Ends both directions, if it is open.
+    pub fn close(&self) {
+        if let Some(socket) = self.open() {
+            socket.close();
+        }
+    }
+}
 
 /// A connection's socket. Acting on it acts on tiny_http's, for the two share it; dropping it changes nothing.
 pub(crate) struct Socket(OwnedFd);
@@ -33,11 +75,32 @@ impl Socket {
         SockRef::from(&self.0).set_nonblocking(true).ok();
     }
 
-    /// The kernel's number for this socket, which no other socket ever gets; `None` where the kernel has none.
-    pub fn cookie(&self) -> Option<u64> {
-        #[cfg(target_os = "linux")]
-        return SockRef::from(&self.0).cookie().ok();
-        #[cfg(not(target_os = "linux"))]
+    /// Whether the peer has said that nothing more will come, and all that came was read.
+    pub fn has_ended(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        let peek = SockRef::from(&self.0).recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT);
+        peek.is_ok_and(|count| count == 0)
+    }
+
+    /// How long ago the peer sent anything.
+    #[cfg(target_os = "linux")]
+    #[allow(unsafe_code)]
+    pub fn last_received(&self) -> Option<Duration> {
+        // SAFETY: tcp_info is plain numbers, for which zeros are a value.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+        let descriptor = self.0.as_raw_fd();
+        let place = (&raw mut info).cast();
+        // SAFETY: the descriptor is open, and the kernel writes no more than `length` bytes to the place.
+        let done = unsafe {
+            libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length)
+        };
+        (done == 0).then(|| Duration::from_millis(info.tcpi_last_data_recv.into()))
+    }
+
+    /// How long ago the peer sent anything: nobody knows here.
+    #[cfg(not(target_os = "linux"))]
+    pub fn last_received(&self) -> Option<Duration> {
         None
     }
 
@@ -51,7 +114,7 @@ impl Socket {
     }
 }
 
-/// The connections that came in through one listener.
+/// The connections that came in through one listener. Without socket cookies, which Linux alone has, it finds none.
 pub(crate) struct Sockets {
     port: u16,
     known: Mutex<Known>,
@@ -60,14 +123,13 @@ pub(crate) struct Sockets {
 /// What is known of descriptors. Only ever a hint: see the rule above.
 #[derive(Default)]
 struct Known {
-    /// Found when all descriptors were looked at last. tiny_http has two for each connection that it reads.
+    /// Found when all descriptors were looked at last.
     by_peer: HashMap<SocketAddr, Vec<RawFd>>,
-    /// Of open streams. Their reading side has ended, or will soon.
-    streams: HashMap<SocketAddr, Vec<RawFd>>,
     /// Streams of which two descriptors were open when last looked at.
-    unsettled: Vec<SocketAddr>,
-    /// By number: the one descriptor of a stream, which need not be looked at again while the stream is open.
-    pinned: Vec<bool>,
+    unsettled: Vec<Identity>,
+    /// By number: the cookie of the stream that has this descriptor for as long as it is open, else 0. It need not be
+    /// looked at again until then.
+    pinned: Vec<u64>,
 }
 
 /// So many closed descriptors in a row mean that no new connection has a higher one: the lowest free one is taken.
@@ -79,76 +141,85 @@ impl Sockets {
         Sockets { port: address.port(), known: Mutex::default() }
     }
 
-    /// The socket of the connection from `peer`. `None` if it is closed, or cannot be told from others.
-    pub fn find(&self, peer: SocketAddr) -> Option<Socket> {
+    /// The open connection from `peer`.
+    pub fn find(&self, peer: SocketAddr) -> Option<Identity> {
         let mut known = self.lock();
-        if let Some(socket) = self.open_one_of(known.descriptors(peer), peer) {
-            return Some(socket);
+        if let Some(identity) = self.identify(&known, peer) {
+            return Some(identity);
         }
         // A burst is served by one look for all of it: the others find theirs above.
         known.look_at(0.., true);
-        if let Some(socket) = self.open_one_of(known.descriptors(peer), peer) {
-            return Some(socket);
-        }
-        known.look_at(open_descriptors(), false);
-        self.open_one_of(known.descriptors(peer), peer)
+        self.identify(&known, peer)
+    }
+
+    /// Whether the connection from `peer` is this one still, and not a later one from the same address.
+    pub fn is_still(&self, identity: Identity, peer: SocketAddr) -> bool {
+        let is_it = |descriptor: &RawFd| {
+            peer_of(*descriptor) == Ok(Some(peer)) && cookie_of(*descriptor) == Some(identity.cookie)
+        };
+        // Two are the same connection, too, if there is no other.
+        identity.descriptors.iter().any(is_it) || self.find(peer).is_none_or(|found| found == identity)
     }
 
     /// Notes that a connection is a stream now: its descriptor will stay, and is passed over in searches.
-    pub fn pin(&self, peer: SocketAddr) {
-        let mut known = self.lock();
-        let descriptors = known.by_peer.remove(&peer).unwrap_or_default();
-        known.streams.insert(peer, descriptors);
-        known.unsettled.push(peer);
+    pub fn pin(&self, identity: Identity) {
+        self.lock().unsettled.push(identity);
     }
 
     /// Notes that a stream is about to be closed.
-    pub fn unpin(&self, peer: SocketAddr) {
+    pub fn unpin(&self, identity: Identity) {
         let mut known = self.lock();
-        for descriptor in known.streams.remove(&peer).unwrap_or_default() {
-            known.set_pinned(descriptor, false);
+        known.unsettled.retain(|unsettled| *unsettled != identity);
+        for descriptor in identity.descriptors {
+            if known.pin_of(descriptor) == identity.cookie {
+                known.set_pin(descriptor, 0);
+            }
         }
     }
 
-    /// The peers of all open connections but streams.
-    pub fn peers(&self) -> Vec<SocketAddr> {
+    /// All open connections but streams.
+    pub fn connections(&self) -> Vec<(SocketAddr, Identity)> {
         let mut known = self.lock();
         known.look_at(open_descriptors(), false);
-        let ours = |(peer, descriptors): (&SocketAddr, &Vec<RawFd>)| {
-            self.open_one_of(descriptors, *peer).map(|_| *peer)
-        };
-        known.by_peer.iter().filter_map(ours).collect()
+        let ours = |peer: &SocketAddr| Some((*peer, self.identify(&known, *peer)?));
+        known.by_peer.keys().filter_map(ours).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open_one_of(&self, descriptors: &[RawFd], peer: SocketAddr) -> Option<Socket> {
-        descriptors.iter().find_map(|descriptor| {
-            let socket = duplicate(*descriptor)?;
-            let found = SockRef::from(&socket);
-            let same_peer = found.peer_addr().ok()?.as_socket() == Some(peer);
-            // A test has both ends in one process: the other one's peer is our listener.
-            let our_port = found.local_addr().ok()?.as_socket()?.port() == self.port;
-            (same_peer && our_port).then_some(Socket(socket))
-        })
+    fn identify(&self, known: &Known, peer: SocketAddr) -> Option<Identity> {
+        let mut identity: Option<Identity> = None;
+        for descriptor in known.by_peer.get(&peer)? {
+            match (self.cookie_from(*descriptor, peer), &mut identity) {
+                (Some(cookie), None) => identity = Some(Identity { cookie, descriptors: [*descriptor; 2] }),
+                (Some(cookie), Some(same)) if cookie == same.cookie => same.descriptors[1] = *descriptor,
+                _ => {}
+            }
+        }
+        identity
+    }
+
+    /// The cookie of a connection from `peer` to our listener.
+    fn cookie_from(&self, descriptor: RawFd, peer: SocketAddr) -> Option<u64> {
+        let socket = duplicate(descriptor)?;
+        let found = SockRef::from(&socket);
+        let same_peer = found.peer_addr().ok()?.as_socket() == Some(peer);
+        // A test has both ends in one process: the other one's peer is our listener.
+        let our_port = found.local_addr().ok()?.as_socket()?.port() == self.port;
+        if same_peer && our_port { cookie_of(socket.as_raw_fd()) } else { None }
     }
 }
 
 impl Known {
-    fn descriptors(&self, peer: SocketAddr) -> &[RawFd] {
-        let of_stream = self.streams.get(&peer).filter(|descriptors| !descriptors.is_empty());
-        of_stream.or_else(|| self.by_peer.get(&peer)).map_or(&[], Vec::as_slice)
-    }
-
     /// Finds the peer of each descriptor that is not a stream's, until many in a row are closed or the end.
     fn look_at(&mut self, descriptors: impl IntoIterator<Item = RawFd>, stop_early: bool) {
         self.settle();
         self.by_peer.clear();
         let mut closed = 0;
         for descriptor in descriptors {
-            if self.is_pinned(descriptor) {
+            if self.pin_of(descriptor) != 0 {
                 closed = 0;
                 continue;
             }
@@ -168,28 +239,28 @@ impl Known {
 
     /// Pins the descriptors of streams whose reading side has ended since.
     fn settle(&mut self) {
-        for peer in std::mem::take(&mut self.unsettled) {
-            let Some(mut descriptors) = self.streams.remove(&peer) else { continue };
-            descriptors.retain(|descriptor| peer_of(*descriptor) == Ok(Some(peer)));
-            match descriptors[..] {
-                [only] => self.set_pinned(only, true),
-                [] => {}
-                _ => self.unsettled.push(peer),
+        for identity in std::mem::take(&mut self.unsettled) {
+            let is_open = |descriptor: &RawFd| cookie_of(*descriptor) == Some(identity.cookie);
+            let [first, second] = identity.descriptors;
+            match (is_open(&first), is_open(&second)) {
+                (true, true) if first != second => self.unsettled.push(identity),
+                (true, _) => self.set_pin(first, identity.cookie),
+                (false, true) => self.set_pin(second, identity.cookie),
+                (false, false) => {}
             }
-            self.streams.insert(peer, descriptors);
         }
     }
 
-    fn is_pinned(&self, descriptor: RawFd) -> bool {
-        self.pinned.get(descriptor as usize).copied().unwrap_or(false)
+    fn pin_of(&self, descriptor: RawFd) -> u64 {
+        self.pinned.get(descriptor as usize).copied().unwrap_or(0)
     }
 
-    fn set_pinned(&mut self, descriptor: RawFd, pinned: bool) {
+    fn set_pin(&mut self, descriptor: RawFd, cookie: u64) {
         let index = descriptor as usize;
         if self.pinned.len() <= index {
-            self.pinned.resize(index + 1, false);
+            self.pinned.resize(index + 1, 0);
         }
-        self.pinned[index] = pinned;
+        self.pinned[index] = cookie;
     }
 }
 
@@ -212,6 +283,23 @@ fn peer_of(descriptor: RawFd) -> Result<Option<SocketAddr>, Closed> {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => Err(Closed),
         Err(_) => Ok(None),
     }
+}
+
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn cookie_of(descriptor: RawFd) -> Option<u64> {
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    let place = (&raw mut cookie).cast();
+    // SAFETY: a number that is no open socket is an error; the kernel writes no more than `length` bytes to the place.
+    let done =
+        unsafe { libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_COOKIE, place, &raw mut length) };
+    (done == 0).then_some(cookie)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cookie_of(_descriptor: RawFd) -> Option<u64> {
+    None
 }
 
 #[allow(unsafe_code)]

@@ -156,8 +156,8 @@ pub(crate) enum Progress {
 
 impl Client {
     /// A client that is catching up from `place`. Its stream begins with its HTTP head and `first`.
-    pub fn new(id: u64, audience: Audience, place: Place, connection: Connection, first: &Chunk) -> Client {
-        let Connection { wire, chunked, head, address, user_agent } = connection;
+    pub fn new(id: u64, audience: Audience, place: Place, arrival: Arrival, first: &Chunk) -> Client {
+        let Arrival { wire, chunked, head, address, user_agent } = arrival;
         let last_event_id = match place {
             Place::After(id) => Some(id),
             Place::Nowhere(_) => None,
@@ -264,7 +264,7 @@ impl Client {
 }
 
 /// What a new client brings.
-pub(crate) struct Connection {
+pub(crate) struct Arrival {
     pub wire: Box<dyn Wire>,
     pub chunked: bool,
     /// The HTTP head, not yet written.

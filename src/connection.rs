@@ -1,0 +1,443 @@
+//! Connections: whose turn it is to be answered, and who has taken too long.
+//!
+//! tiny_http hands over requests, not connections; this keeps what belongs to one together. `listener` brings each
+//! request here, in the order it came; `server` gets it with a `Turn`. The one rule: one request of a connection is
+//! answered at a time, in order, and those behind it wait here without a thread.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tiny_http::{Request, Response, ResponseBox};
+
+use crate::metrics::Metrics;
+use crate::socket::{Identity, Socket, Sockets};
+use crate::stream::Wire;
+
+/// Requests that may wait: behind another one of the same connection, behind an open stream, and in all.
+const MAX_PARKED: usize = 1_024;
+const MAX_PARKED_BEHIND_STREAM: usize = 4;
+const MAX_PARKED_IN_ALL: usize = 8_192;
+
+/// Request threads that may wait for slow peers at once; the others serve the rest.
+const MAX_SLOW: usize = 32;
+
+/// What is read and thrown away behind a refusal, so that closing does not take it along.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// What a connection may take its time for.
+#[derive(Clone)]
+pub(crate) struct Patience {
+    /// Until a request has arrived whole, but for a long body.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+}
+
+/// Every connection that has sent a request and may send more.
+pub(crate) struct Connections {
+    sockets: Sockets,
+    open: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
+    /// Since when a head has been on its way.
+    heads: Mutex<HashMap<Identity, Instant>>,
+    parked: AtomicUsize,
+    slow: AtomicUsize,
+    patience: Patience,
+    metrics: Arc<Metrics>,
+}
+
+struct Connection {
+    peer: SocketAddr,
+    /// Unset where the socket was not found.
+    identity: OnceLock<Identity>,
+    state: Mutex<State>,
+}
+
+struct State {
+    doing: Doing,
+    /// Requests that came meanwhile.
+    parked: VecDeque<Request>,
+}
+
+enum Doing {
+    /// Between requests, since.
+    Idle(Instant),
+    /// A request is being answered. Its body has until then to arrive.
+    Busy { body_until: Option<Instant> },
+    /// A stream is open. What came behind it is not answered before it ends, and it ends with the connection.
+    Streaming,
+    /// We closed it. tiny_http may have read more requests by then, and they are on their way here: a smuggled one
+    /// must not run.
+    Closed,
+}
+
+/// What becomes of a request that was taken.
+pub(crate) enum Begun {
+    Turn {
+        request: Request,
+        turn: Turn,
+        is_first: bool,
+    },
+    /// It waits behind an earlier one of its connection, which has too many waiting or has not.
+    Parked {
+        too_many: Option<Turnless>,
+    },
+    /// We closed its connection already.
+    AfterTheEnd(Request),
+}
+
+/// A connection somebody else has the turn of.
+pub(crate) struct Turnless(Arc<Connection>);
+
+impl Connections {
+    /// The connections to the listener at `address`.
+    pub fn new(address: SocketAddr, patience: Patience, metrics: Arc<Metrics>) -> Connections {
+        Connections {
+            sockets: Sockets::new(address),
+            open: Mutex::default(),
+            heads: Mutex::default(),
+            parked: AtomicUsize::new(0),
+            slow: AtomicUsize::new(0),
+            patience,
+            metrics,
+        }
+    }
+
+    /// How long connections are waited for.
+    pub fn patience(&self) -> &Patience {
+        &self.patience
+    }
+
+    /// Gives a request its turn, or leaves it to the thread that is answering an earlier one: a writer whose turn it
+    /// is not would block (`util/sequential.rs:142`). Must be called in the order in which requests were taken.
+    pub fn begin(self: &Arc<Self>, request: Request) -> Begun {
+        let Some(peer) = request.remote_addr().copied() else { return Begun::AfterTheEnd(request) };
+        let mut open = lock(&self.open);
+        if let Some(connection) = open.get(&peer)
+            && self.is_still(connection)
+        {
+            let mut state = lock(&connection.state);
+            let most = match state.doing {
+                Doing::Idle(_) => {
+                    state.doing = Doing::Busy { body_until: None };
+                    let turn = Turn::new(self, connection);
+                    return Begun::Turn { request, turn, is_first: false };
+                }
+                Doing::Closed => return Begun::AfterTheEnd(request),
+                Doing::Busy { .. } => MAX_PARKED,
+                Doing::Streaming => MAX_PARKED_BEHIND_STREAM,
+            };
+            state.parked.push_back(request);
+            let in_all = self.parked.fetch_add(1, Ordering::Relaxed) + 1;
+            let is_too_many = state.parked.len() > most || in_all > MAX_PARKED_IN_ALL;
+            return Begun::Parked { too_many: is_too_many.then(|| Turnless(Arc::clone(connection))) };
+        }
+        let state = State { doing: Doing::Busy { body_until: None }, parked: VecDeque::new() };
+        let connection = Arc::new(Connection { peer, identity: OnceLock::new(), state: Mutex::new(state) });
+        self.identify(&connection);
+        let turn = Turn::new(self, &connection);
+        open.insert(peer, connection);
+        Begun::Turn { request, turn, is_first: true }
+    }
+
+    /// Closes a connection that asks for too much; whoever has its turn finds out.
+    pub fn cut(&self, connection: &Turnless) {
+        self.metrics.cut_connections.add(1);
+        connection.0.close();
+    }
+
+    /// Drops a request that came after the end of its connection.
+    pub fn drop_late(&self, request: Request) {
+        self.dismiss(request, Response::empty(400).boxed());
+    }
+
+    /// Closes whatever is open but streams.
+    pub fn close_all(&self) {
+        for (_, identity) in self.sockets.connections() {
+            identity.close();
+        }
+    }
+
+    /// Cuts connections that have sent no whole request, no whole body or nothing at all for too long. tiny_http has
+    /// no timeouts, and a receive timeout of the listener's would end its accept thread (lib.rs:275). `all_busy`:
+    /// a request may have arrived and wait for a thread.
+    pub fn reap(&self, all_busy: bool) {
+        let now = Instant::now();
+        let found = self.sockets.connections();
+        let identities: HashSet<Identity> = found.iter().map(|(_, identity)| *identity).collect();
+        let mut open = lock(&self.open);
+        open.retain(|_, connection| {
+            let may_be_over = matches!(lock(&connection.state).doing, Doing::Idle(_) | Doing::Closed);
+            !may_be_over || connection.identity.get().is_some_and(|identity| identities.contains(identity))
+        });
+        let mut heads = lock(&self.heads);
+        let mut still_reading = HashMap::new();
+        let mut late = Vec::new();
+        for (peer, identity) in found {
+            let connection =
+                open.get(&peer).filter(|connection| connection.identity.get() == Some(&identity));
+            let is_late = match connection
+                .map(|connection| lock(&connection.state))
+                .as_deref()
+                .map(|state| &state.doing)
+            {
+                Some(Doing::Busy { body_until }) => body_until.is_some_and(|until| now > until),
+                Some(Doing::Streaming) => false,
+                // It is to be closed for good, if it could not be the first time.
+                Some(Doing::Closed) => true,
+                Some(Doing::Idle(since)) if now - *since > self.patience.idle => true,
+                Some(Doing::Idle(since)) if !has_sent_within(identity, now - *since) => false,
+                // A head is on its way, the first one or a later one.
+                None | Some(Doing::Idle(_)) => {
+                    let since = heads.get(&identity).copied().filter(|_| !all_busy).unwrap_or(now);
+                    still_reading.insert(identity, since);
+                    now - since > self.patience.head
+                }
+            };
+            if is_late {
+                late.push(identity);
+            }
+        }
+        *heads = still_reading;
+        drop(heads);
+        drop(open);
+        for identity in late {
+            identity.close();
+            self.metrics.cut_connections.add(1);
+        }
+    }
+
+    fn is_still(&self, connection: &Connection) -> bool {
+        if let Some(identity) = connection.identity.get() {
+            return self.sockets.is_still(*identity, connection.peer);
+        }
+        self.identify(connection);
+        true
+    }
+
+    fn identify(&self, connection: &Connection) {
+        if let Some(identity) = self.sockets.find(connection.peer) {
+            connection.identity.set(identity).ok();
+        }
+    }
+
+    /// Answers a request of which nothing more was read, on a connection that will be closed. Blocks until its body
+    /// has come or its socket is shut.
+    fn dismiss(&self, request: Request, response: ResponseBox) {
+        /// What tiny_http can be left to drop: it allocates what is unread of a body at once
+        /// (`util/equal_reader.rs:61`), and when that fails, the process ends.
+        const MAX_DROPPED_BODY: usize = 64 << 20;
+        if request.body_length().is_some_and(|length| length > MAX_DROPPED_BODY) {
+            // Costs its reading thread and two descriptors for good.
+            self.metrics.abandoned_requests.add(1);
+            std::mem::forget(request.upgrade("none", response));
+        } else {
+            request.respond(response).ok();
+        }
+    }
+}
+
+impl Connection {
+    fn close(&self) {
+        if let Some(identity) = self.identity.get() {
+            identity.close();
+        }
+    }
+}
+
+/// A connection's turn: whoever holds it answers, and nobody else writes to that connection. Dropping it closes the
+/// connection.
+pub(crate) struct Turn {
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
+    goes_on: bool,
+}
+
+impl Turn {
+    fn new(connections: &Arc<Connections>, connection: &Arc<Connection>) -> Turn {
+        Turn { connections: Arc::clone(connections), connection: Arc::clone(connection), goes_on: false }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> SocketAddr {
+        self.connection.peer
+    }
+
+    /// Gives the body so long to arrive, or as long as it likes.
+    pub fn set_body_deadline(&self, until: Option<Instant>) {
+        if let Doing::Busy { body_until } = &mut lock(&self.connection.state).doing {
+            *body_until = until;
+        }
+    }
+
+    /// Reads nothing more from this connection: whoever waits for more of it finds its end.
+    pub fn shut_read(&self) {
+        if let Some(socket) = self.socket() {
+            socket.shut_read();
+        }
+    }
+
+    /// Whether the peer has closed its side, or nobody knows.
+    pub fn has_ended(&self) -> bool {
+        self.socket().is_none_or(|socket| socket.has_ended())
+    }
+
+    /// A place among those that wait for slow peers; none is taken yet.
+    pub fn slow_place(&self) -> SlowPlace {
+        SlowPlace { connections: Arc::clone(&self.connections), is_taken: false }
+    }
+
+    /// Answers a request whose body is not wanted, and closes: nobody knows where the next would begin.
+    pub fn refuse(self, request: Request, response: ResponseBox) {
+        // What comes of the body meanwhile is read and thrown away, or closing would take our answer along.
+        let mut slow = self.slow_place();
+        if slow.take() {
+            self.set_body_deadline(Some(Instant::now() + DRAIN));
+        } else {
+            self.shut_read();
+        }
+        self.connections.dismiss(request, response);
+    }
+
+    /// Makes the connection a stream's: nothing more is read from it, and its writes return at once. The request's
+    /// body must have been read.
+    pub fn into_stream(self, request: Request) -> StreamWire {
+        let is_too_much = {
+            let mut state = lock(&self.connection.state);
+            state.doing = Doing::Streaming;
+            state.parked.len() > MAX_PARKED_BEHIND_STREAM
+        };
+        if let Some(socket) = self.socket() {
+            // tiny_http's reading thread would stay for as long as the stream, with a descriptor (client.rs:75).
+            socket.shut_read();
+            socket.set_nonblocking();
+            if is_too_much {
+                socket.close();
+            }
+        } else {
+            // The inherited send timeout bounds what a write can wait.
+            self.connections.metrics.unfound_sockets.add(1);
+        }
+        if let Some(identity) = self.connection.identity.get() {
+            self.connections.sockets.pin(*identity);
+        }
+        StreamWire { writer: Some(request.into_writer()), turn: self }
+    }
+
+    /// The next request that this connection sent meanwhile; without one it is idle.
+    pub fn next(mut self) -> Option<(Request, Turn)> {
+        let mut state = lock(&self.connection.state);
+        let request = state.parked.pop_front();
+        state.doing = match request {
+            Some(_) => Doing::Busy { body_until: None },
+            None => Doing::Idle(Instant::now()),
+        };
+        drop(state);
+        if let Some(request) = request {
+            self.connections.parked.fetch_sub(1, Ordering::Relaxed);
+            return Some((request, self));
+        }
+        self.goes_on = true;
+        None
+    }
+
+    fn socket(&self) -> Option<Socket> {
+        self.connection.identity.get()?.open()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.goes_on {
+            return;
+        }
+        self.connection.close();
+        let parked = {
+            let mut state = lock(&self.connection.state);
+            state.doing = Doing::Closed;
+            std::mem::take(&mut state.parked)
+        };
+        self.connections.parked.fetch_sub(parked.len(), Ordering::Relaxed);
+        for request in parked {
+            // Not under the lock: it is answered (request.rs:463), here into a socket that is shut.
+            self.connections.dismiss(request, Response::empty(503).boxed());
+        }
+    }
+}
+
+/// A place among the threads that wait for slow peers. Given back when dropped.
+pub(crate) struct SlowPlace {
+    connections: Arc<Connections>,
+    is_taken: bool,
+}
+
+impl SlowPlace {
+    /// Says whether there was one left.
+    pub fn take(&mut self) -> bool {
+        if !self.is_taken {
+            self.is_taken = self.connections.slow.fetch_add(1, Ordering::AcqRel) < MAX_SLOW;
+            if !self.is_taken {
+                self.connections.slow.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        self.is_taken
+    }
+}
+
+impl Drop for SlowPlace {
+    fn drop(&mut self) {
+        if self.is_taken {
+            self.connections.slow.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// The writer of an open stream. Dropping it closes the connection.
+pub(crate) struct StreamWire {
+    /// `None` only while it is dropped.
+    writer: Option<Box<dyn Write + Send>>,
+    turn: Turn,
+}
+
+impl Write for StreamWire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.as_mut().ok_or(ErrorKind::BrokenPipe)?.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.as_mut().ok_or(ErrorKind::BrokenPipe)?.flush()
+    }
+}
+
+impl Wire for StreamWire {
+    fn unacknowledged(&self) -> Option<u64> {
+        self.turn.socket()?.unacknowledged()
+    }
+}
+
+impl Drop for StreamWire {
+    fn drop(&mut self) {
+        // The requests that wait behind the stream must find the socket shut, and then the writer free.
+        self.turn.connection.close();
+        if let Some(identity) = self.turn.connection.identity.get() {
+            // Before the number can be used again.
+            self.turn.connections.sockets.unpin(*identity);
+        }
+        self.writer = None;
+    }
+}
+
+/// Whether the peer has sent something within that time, and not just the end of the request before.
+fn has_sent_within(identity: Identity, ago: Duration) -> bool {
+    const MARGIN: Duration = Duration::from_millis(100);
+    let last_received = identity.open().and_then(|socket| socket.last_received());
+    last_received.is_some_and(|received| received + MARGIN < ago)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is never left half-changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
