@@ -38,6 +38,12 @@ pub fn trust_this_thread() {
     IS_TRUSTED.set(true);
 }
 
+/// Whether this thread is one of the server's own.
+pub(crate) fn is_trusted() -> bool {
+    // A thread that is ending has no thread-locals any more.
+    IS_TRUSTED.try_with(Cell::get).unwrap_or(true)
+}
+
 /// Does something for a stranger: what it allocates must wait as if a thread of tiny_http's did.
 pub(crate) fn distrusting<T>(act: impl FnOnce() -> T) -> T {
     struct Restore(bool);
@@ -51,8 +57,7 @@ pub(crate) fn distrusting<T>(act: impl FnOnce() -> T) -> T {
 }
 
 fn wait_if_large(size: usize) {
-    // A thread that is ending has no thread-locals any more, and asks for little.
-    if size > LARGE && IS_TRUSTED.try_with(|trusted| !trusted.get()).unwrap_or(false) {
+    if size > LARGE && !is_trusted() {
         thread::sleep(PAUSE);
     }
 }

@@ -168,6 +168,11 @@ pub(crate) fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Resul
         }
         return Err(too_large());
     }
+    let is_chunked = values(request.headers(), "Transfer-Encoding").next().is_some();
+    if declared.unwrap_or(0) == 0 && !is_chunked {
+        // With an upgrade, tiny_http's reader would go on to whatever comes (request.rs:180).
+        return Ok(Vec::new());
+    }
     let mut slow = turn.slow_place();
     if has_body_to_come(request) {
         if !slow.take() {
@@ -188,7 +193,7 @@ pub(crate) fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Resul
     // peer that has closed its side may have meant to send more.
     let is_half = match declared {
         Some(length) => body.len() < length,
-        None => values(request.headers(), "Transfer-Encoding").next().is_some() && turn.has_ended(),
+        None => turn.has_ended(),
     };
     if body.len() > max {
         Err(too_large())

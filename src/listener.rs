@@ -34,12 +34,9 @@ const WAIT: Duration = Duration::from_secs(30);
 const KEEP: Duration = Duration::from_millis(500);
 const REAP: Duration = Duration::from_secs(2);
 
-/// Descriptors and threads that must be free before a new tiny_http is made, or it would end at once.
+/// Descriptors and threads that must be free before a new tiny_http is made, or it would end at once. Its own threads
+/// are five, and live on for 5 s when it ends (`util/task_pool.rs:103`).
 const SPARE: usize = 8;
-
-/// A tiny_http that lived for less is not replaced at once: the threads of each live on for 5 s
-/// (`util/task_pool.rs:103`), and would add up.
-const SHORT_LIFE: Duration = Duration::from_secs(10);
 
 /// How often the queues of tiny_http servers that were replaced are looked at.
 const RETIRED: Duration = Duration::from_millis(10);
@@ -87,7 +84,6 @@ struct Accepting {
     http: tiny_http::Server,
     /// What its accept thread listens on, for as long as that thread lives.
     descriptor: RawFd,
-    since: Instant,
     /// Held while a request is taken from the queue and placed; who waits for it waits for requests.
     order: Mutex<()>,
     last_request: Mutex<Instant>,
@@ -259,7 +255,6 @@ impl Shared {
     fn keep(self: &Arc<Self>, asked: &Receiver<()>) {
         allocator::trust_this_thread();
         let mut reap_at = Instant::now() + REAP;
-        let mut replace_at = Instant::now();
         loop {
             match asked.recv_timeout(KEEP) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) if !self.is_stopping() => self.poke(),
@@ -268,8 +263,7 @@ impl Shared {
             let now = Instant::now();
             let current = Arc::clone(&lock(&self.current));
             let has_ended = !is_listening(current.descriptor, self.address);
-            if has_ended && now >= replace_at && self.has_spare() && !self.is_stopping() {
-                replace_at = now + if current.since.elapsed() < SHORT_LIFE { SHORT_LIFE / 2 } else { KEEP };
+            if has_ended && !self.is_stopping() && self.has_spare() {
                 self.replace(&current);
             }
             let all_busy = self.waiting.load(Ordering::Acquire) == 0;
@@ -410,8 +404,7 @@ fn accept_on(listening: &TcpListener) -> io::Result<Accepting> {
     let listener = listening.try_clone()?;
     let descriptor = listener.as_raw_fd();
     let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-    let now = Instant::now();
-    Ok(Accepting { http, descriptor, since: now, order: Mutex::new(()), last_request: Mutex::new(now) })
+    Ok(Accepting { http, descriptor, order: Mutex::new(()), last_request: Mutex::new(Instant::now()) })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::allocator;
+
 /// A number that only rises.
 #[derive(Default)]
 pub(crate) struct Counter(AtomicU64);
@@ -20,15 +22,17 @@ impl Counter {
 /// Panics in tiny_http's threads, in the whole process: a thread does not know its server.
 static TINY_HTTP_PANICS: Counter = Counter(AtomicU64::new(0));
 
-/// Counts panics in tiny_http's own code instead of printing them: it panics when a client leaves at a bad moment
-/// (client.rs:180) or descriptors are out, in a thread that nobody needs any more. Other panics are printed as before.
+/// Counts panics in threads that are not the server's own instead of printing them: tiny_http panics when a client
+/// leaves at a bad moment (client.rs:180), and when descriptors or threads are out. Other panics are printed as before.
+///
+/// Which threads are the server's own is what [`trust_this_thread`](crate::trust_this_thread) says.
 pub fn count_tiny_http_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if panic.location().is_some_and(|location| location.file().contains("tiny_http")) {
-            TINY_HTTP_PANICS.add(1);
-        } else {
+        if allocator::is_trusted() {
             print(panic);
+        } else {
+            TINY_HTTP_PANICS.add(1);
         }
     }));
 }

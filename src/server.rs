@@ -252,8 +252,10 @@ impl Site {
         let version = request.http_version().clone();
         let writer = Patient::new(request.into_writer(), self.write_patience, turn.slow_place());
         let answered = answer.with_all(cors).write_to(writer, version, call.method == Method::Head);
-        // An answer that was cut short leaves a connection that nobody can make sense of.
-        (answered.is_ok() && !call.is_last).then_some(turn)
+        // An answer that was given up half-way leaves a connection that nobody can make sense of. One that could not be
+        // written leaves none, and the turn may by now look like that of a later one from the same address.
+        let gave_up = answered.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+        (!gave_up && !call.is_last).then_some(turn)
     }
 
     /// Answers and closes: something of the request was not read.

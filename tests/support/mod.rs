@@ -417,7 +417,7 @@ impl Binary {
         Binary::spawn(&mut command)
     }
 
-    fn spawn(command: &mut Command) -> Binary {
+    pub fn spawn(command: &mut Command) -> Binary {
         if !command.get_args().any(|argument| argument == "--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
