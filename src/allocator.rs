@@ -7,11 +7,16 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::ops::RangeInclusive;
 use std::thread;
 use std::time::Duration;
 
-/// More than any honest line.
-const LARGE: usize = 256 << 10;
+/// More than any honest line. A buffer that doubles gets here once on its way; what waited in the socket by then is
+/// let through.
+const LARGE: RangeInclusive<usize> = 256 << 10..=(512 << 10) - 1;
+
+/// More than waits in any socket.
+const ABSURD: usize = 16 << 20;
 
 /// Longer than a head may take, and the keeper until it notices.
 const PAUSE: Duration = Duration::from_secs(15);
@@ -38,6 +43,27 @@ pub fn trust_this_thread() {
     IS_TRUSTED.set(true);
 }
 
+/// Keeps the memory of many short threads in one place: with an arena for each, as glibc has it, holes are left in all
+/// of them. To be called once, before there are threads.
+#[allow(unsafe_code)]
+pub fn use_one_arena() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt takes any two numbers.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives what a crowd has left back to the system.
+#[allow(unsafe_code)]
+pub(crate) fn return_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: malloc_trim may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Whether this thread is one of the server's own.
 pub(crate) fn is_trusted() -> bool {
     // A thread that is ending has no thread-locals any more.
@@ -57,7 +83,7 @@ pub(crate) fn distrusting<T>(act: impl FnOnce() -> T) -> T {
 }
 
 fn wait_if_large(size: usize) {
-    if size > LARGE && !is_trusted() {
+    if (LARGE.contains(&size) || size >= ABSURD) && !is_trusted() {
         thread::sleep(PAUSE);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tiny_http::{Request, Response, ResponseBox};
@@ -51,8 +51,8 @@ pub(crate) struct Connections {
 
 struct Connection {
     peer: SocketAddr,
-    /// Unset where the socket was not found.
-    identity: OnceLock<Identity>,
+    /// `None` where the socket was not found: its connection has ended already, or descriptors are out.
+    identity: Option<Identity>,
     state: Mutex<State>,
 }
 
@@ -136,8 +136,8 @@ impl Connections {
             return Begun::Parked { too_many: is_too_many.then(|| Turnless(Arc::clone(connection))) };
         }
         let state = State { doing: Doing::Busy { body_until: None }, parked: VecDeque::new() };
-        let connection = Arc::new(Connection { peer, identity: OnceLock::new(), state: Mutex::new(state) });
-        self.identify(&connection);
+        let identity = self.sockets.find(peer);
+        let connection = Arc::new(Connection { peer, identity, state: Mutex::new(state) });
         let turn = Turn::new(self, &connection);
         open.insert(peer, connection);
         Begun::Turn { request, turn, is_first: true }
@@ -163,22 +163,22 @@ impl Connections {
 
     /// Cuts connections that have sent no whole request, no whole body or nothing at all for too long. tiny_http has
     /// no timeouts, and a receive timeout of the listener's would end its accept thread (lib.rs:275). `all_busy`:
-    /// a request may have arrived and wait for a thread.
-    pub fn reap(&self, all_busy: bool) {
+    /// a request may have arrived and wait for a thread. Returns how many have gone since the last time.
+    pub fn reap(&self, all_busy: bool) -> usize {
         let now = Instant::now();
         let found = self.sockets.connections();
         let identities: HashSet<Identity> = found.iter().map(|(_, identity)| *identity).collect();
         let mut open = lock(&self.open);
+        let before = open.len();
         open.retain(|_, connection| {
             let may_be_over = matches!(lock(&connection.state).doing, Doing::Idle(_) | Doing::Closed);
-            !may_be_over || connection.identity.get().is_some_and(|identity| identities.contains(identity))
+            !may_be_over || connection.identity.is_some_and(|identity| identities.contains(&identity))
         });
         let mut heads = lock(&self.heads);
         let mut still_reading = HashMap::new();
         let mut late = Vec::new();
         for (peer, identity) in found {
-            let connection =
-                open.get(&peer).filter(|connection| connection.identity.get() == Some(&identity));
+            let connection = open.get(&peer).filter(|connection| connection.identity == Some(identity));
             let is_late = match connection
                 .map(|connection| lock(&connection.state))
                 .as_deref()
@@ -201,6 +201,7 @@ impl Connections {
                 late.push(identity);
             }
         }
+        let gone = before - open.len();
         *heads = still_reading;
         drop(heads);
         drop(open);
@@ -208,19 +209,14 @@ impl Connections {
             identity.close();
             self.metrics.cut_connections.add(1);
         }
+        gone
     }
 
     fn is_still(&self, connection: &Connection) -> bool {
-        if let Some(identity) = connection.identity.get() {
-            return self.sockets.is_still(*identity, connection.peer);
-        }
-        self.identify(connection);
-        true
-    }
-
-    fn identify(&self, connection: &Connection) {
-        if let Some(identity) = self.sockets.find(connection.peer) {
-            connection.identity.set(identity).ok();
+        match &connection.identity {
+            Some(identity) => self.sockets.is_still(*identity, connection.peer),
+            // It was gone before its first request came here, so what is found now is another.
+            None => self.sockets.find(connection.peer).is_none(),
         }
     }
 
@@ -242,7 +238,7 @@ impl Connections {
 
 impl Connection {
     fn close(&self) {
-        if let Some(identity) = self.identity.get() {
+        if let Some(identity) = self.identity {
             identity.close();
         }
     }
@@ -321,8 +317,8 @@ impl Turn {
             // The inherited send timeout bounds what a write can wait.
             self.connections.metrics.unfound_sockets.add(1);
         }
-        if let Some(identity) = self.connection.identity.get() {
-            self.connections.sockets.pin(*identity);
+        if let Some(identity) = self.connection.identity {
+            self.connections.sockets.pin(identity);
         }
         StreamWire { writer: Some(request.into_writer()), turn: self }
     }
@@ -345,7 +341,7 @@ impl Turn {
     }
 
     fn socket(&self) -> Option<Socket> {
-        self.connection.identity.get()?.open()
+        self.connection.identity?.open()
     }
 }
 
@@ -422,9 +418,9 @@ impl Drop for StreamWire {
     fn drop(&mut self) {
         // The requests that wait behind the stream must find the socket shut, and then the writer free.
         self.turn.connection.close();
-        if let Some(identity) = self.turn.connection.identity.get() {
+        if let Some(identity) = self.turn.connection.identity {
             // Before the number can be used again.
-            self.turn.connections.sockets.unpin(*identity);
+            self.turn.connections.sockets.unpin(identity);
         }
         self.writer = None;
     }

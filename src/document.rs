@@ -154,7 +154,7 @@ impl Document {
         match topic {
             None => Ok(self.topics.keys().map(|key| (key.clone(), Value::Null)).collect()),
             Some(topic) if self.topics.contains_key(topic.as_str()) => addressed(Some(topic), Value::Null),
-            Some(topic) => Err(absent(Some(topic))),
+            Some(_) => Err(absent()),
         }
     }
 
@@ -197,7 +197,7 @@ impl Document {
 
     fn checked(&self, patch: Patch) -> Result<Patch, Refusal> {
         for key in patch.keys() {
-            Topic::parse(key).map_err(|rule| Refusal::Invalid(format!("{key:?} is no topic: {rule}")))?;
+            Topic::parse(key).map_err(|rule| Refusal::Invalid(format!("a key is no topic: {rule}")))?;
         }
         if depth_of_members(&patch) > MAX_DEPTH {
             let text = format!("the document would be deeper than {MAX_DEPTH} levels");
@@ -224,10 +224,9 @@ impl Document {
     }
 }
 
-/// Why a topic cannot be read or deleted. (The document itself is never absent.)
-pub(crate) fn absent(topic: Option<&Topic>) -> Refusal {
-    let topic = topic.map_or("", Topic::as_str);
-    Refusal::Absent(format!("no topic {topic}; PUT /state/{topic} makes it"))
+/// Why a topic cannot be read or deleted. Names nothing of the request.
+pub(crate) fn absent() -> Refusal {
+    Refusal::Absent("no such topic; PUT /state/TOPIC makes it".into())
 }
 
 /// A body for a topic as a patch of the whole document; a body for the document must be one already.

@@ -133,6 +133,11 @@ fn check_head(target: &str, headers: &[Header]) -> Result<(), Unfit> {
     if headers.iter().any(|header| header.value.as_str().bytes().any(is_control)) {
         return Err(Unfit::new(400, "a header has no control characters"));
     }
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(is_token);
+    if !headers.iter().all(|header| is_name(header.field.as_str().as_str())) {
+        return Err(Unfit::new(400, "a header has a name, of letters, digits and hyphens"));
+    }
     let codings: Vec<&str> = values(headers, "Transfer-Encoding").collect();
     let lengths: Vec<&str> = values(headers, "Content-Length").collect();
     match (&codings[..], &lengths[..]) {

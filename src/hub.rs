@@ -35,6 +35,9 @@ const UNREAD_BYTES: usize = 1 << 20;
 /// The catch-up thread comes back to a blocked client after the first delay, then ever later, up to the second.
 const VISIT_DELAYS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
+/// How often it is looked whether clients acknowledge what they are sent.
+const SURVEY: Duration = Duration::from_secs(5);
+
 /// How the hub treats its clients.
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -46,6 +49,8 @@ pub(crate) struct Settings {
     pub max_clients_per_address: usize,
     /// Without any progress for so long a client is removed.
     pub stall: Duration,
+    /// Without any acknowledgement of what was sent for so long, too.
+    pub unacknowledged: Duration,
     pub verbose: bool,
 }
 
@@ -440,15 +445,41 @@ impl Hub {
     fn run_catch_up(&self, late: &Receiver<Option<Arc<Client>>>) {
         allocator::trust_this_thread();
         let mut visits: Vec<Visit> = Vec::new();
+        let mut silent = HashMap::new();
+        let mut survey_at = Instant::now() + SURVEY;
         loop {
+            if Instant::now() >= survey_at {
+                survey_at = Instant::now() + SURVEY;
+                self.survey(&mut silent);
+            }
             let due = visits.iter().map(|visit| visit.due).min();
-            let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
-            match late.recv_deadline(due) {
+            match late.recv_deadline(due.unwrap_or(survey_at).min(survey_at)) {
                 Ok(Some(client)) => visits.push(Visit::new(client, self.settings.stall)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
             }
             visits.retain_mut(|visit| visit.due > Instant::now() || self.visit(visit));
+        }
+    }
+
+    /// Removes clients whose machine acknowledges nothing of what was sent to it: a power cut, a pulled cable. Their
+    /// writes succeed for as long as there is room in the kernel.
+    fn survey(&self, silent: &mut HashMap<u64, (Instant, u64)>) {
+        let now = Instant::now();
+        let before = std::mem::take(silent);
+        for client in self.lock().all_clients() {
+            let (acknowledged, is_waiting) = client.acknowledged();
+            if !is_waiting {
+                continue;
+            }
+            let last = before.get(&client.id).filter(|(_, then)| *then == acknowledged);
+            let since = last.map_or(now, |(since, _)| *since);
+            if now - since >= self.settings.unacknowledged {
+                let text = format!("nothing was acknowledged for {} s", (now - since).as_secs());
+                self.remove(&client, &io::Error::new(io::ErrorKind::TimedOut, text));
+            } else {
+                silent.insert(client.id, (since, acknowledged));
+            }
         }
     }
 
@@ -646,7 +677,7 @@ impl Visit {
         if now - self.progress.0 < self.stall / 8 {
             return false;
         }
-        let acknowledged = self.client.acknowledged();
+        let (acknowledged, _) = self.client.acknowledged();
         if acknowledged > self.progress.1 {
             self.progress = (now, acknowledged);
         }

@@ -41,7 +41,10 @@
 //! The *hub* thread writes to every live client, the *catch-up* thread to those that fell behind; the *keeper* looks
 //! after tiny_http; the *saver* and the *log* wait for disk and terminal, so that nobody else does.
 //!
-//! It runs on Linux, and should on any Unix. There is no async runtime.
+//! It runs on Linux. There is no async runtime.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("statecast finds tiny_http's sockets by their cookies, which Linux alone has");
 
 mod access;
 mod allocator;
@@ -63,7 +66,7 @@ mod server;
 mod socket;
 mod stream;
 
-pub use allocator::{PatientAllocator, trust_this_thread};
+pub use allocator::{PatientAllocator, trust_this_thread, use_one_arena};
 pub use config::{Command, Config, Origin, Token, help};
 pub use document::{Refusal, diff, merge};
 pub use event::{EventId, MalformedId};

@@ -81,6 +81,7 @@ impl Server {
             max_clients,
             max_clients_per_address: config.max_clients_per_address,
             stall: config.stall,
+            unacknowledged: UNACKNOWLEDGED,
             verbose: config.verbose,
         };
         let (ring_changed, changed) = bounded(1);
@@ -273,16 +274,15 @@ impl Site {
             (Route::Events(_), Head) => Answer::stream_head(),
             (Route::Events(audience), Post) => Self::send(hub, audience, call, body)?,
             (Route::State(topic), Get | Head) => {
-                let absent = || document::absent(topic.as_ref());
                 let tag = |id: EventId| format!("\"{id}\"");
                 // Asked first: a document that the client has need not be written out.
-                let known =
-                    Answer::empty(200).with("ETag", tag(hub.changed(topic.as_ref()).ok_or_else(absent)?));
+                let known = Answer::empty(200)
+                    .with("ETag", tag(hub.changed(topic.as_ref()).ok_or_else(document::absent)?));
                 let known = known.unless(call.if_none_match.as_deref());
                 if known.status == 304 {
                     return Ok(known);
                 }
-                let (json, id) = hub.get(topic.as_ref()).ok_or_else(absent)?;
+                let (json, id) = hub.get(topic.as_ref()).ok_or_else(document::absent)?;
                 Answer::json(json).with("ETag", tag(id))
             }
             (Route::State(topic), Post | Patch) => {
@@ -301,8 +301,8 @@ impl Site {
                 Answer::json(format!("[{}]", clients.join(",\n ")))
             }
             (Route::Client(id), Delete) if hub.disconnect(id) => Answer::json(format!("{{\"id\":{id}}}")),
-            (Route::Client(id), Delete) => {
-                return Err(Answer::refusal(404, format!("no client {id}; GET /clients lists them")));
+            (Route::Client(_), Delete) => {
+                return Err(Answer::refusal(404, "no such client; GET /clients lists them"));
             }
             (Route::Health, Get | Head) => Answer::text("text/plain", "ok\n".into()),
             (Route::Metrics, Get | Head) => {

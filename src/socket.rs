@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -75,17 +74,19 @@ impl Socket {
         SockRef::from(&self.0).set_nonblocking(true).ok();
     }
 
-    /// Whether the peer has said that nothing more will come, and all that came was read.
+    /// Whether the peer has closed its side, or the connection is over.
     pub fn has_ended(&self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        let peek = SockRef::from(&self.0).recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT);
-        peek.is_ok_and(|count| count == 0)
+        const ESTABLISHED: u8 = 1;
+        self.info().is_none_or(|info| info.tcpi_state != ESTABLISHED)
     }
 
     /// How long ago the peer sent anything.
-    #[cfg(target_os = "linux")]
-    #[allow(unsafe_code)]
     pub fn last_received(&self) -> Option<Duration> {
+        self.info().map(|info| Duration::from_millis(info.tcpi_last_data_recv.into()))
+    }
+
+    #[allow(unsafe_code)]
+    fn info(&self) -> Option<libc::tcp_info> {
         // SAFETY: tcp_info is plain numbers, for which zeros are a value.
         let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
         let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -95,13 +96,7 @@ impl Socket {
         let done = unsafe {
             libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length)
         };
-        (done == 0).then(|| Duration::from_millis(info.tcpi_last_data_recv.into()))
-    }
-
-    /// How long ago the peer sent anything: nobody knows here.
-    #[cfg(not(target_os = "linux"))]
-    pub fn last_received(&self) -> Option<Duration> {
-        None
+        (done == 0).then_some(info)
     }
 
     /// Bytes that were written and not acknowledged by the peer.
@@ -114,7 +109,7 @@ impl Socket {
     }
 }
 
-/// The connections that came in through one listener. Without socket cookies, which Linux alone has, it finds none.
+/// The connections that came in through one listener.
 pub(crate) struct Sockets {
     port: u16,
     known: Mutex<Known>,
@@ -285,7 +280,6 @@ fn peer_of(descriptor: RawFd) -> Result<Option<SocketAddr>, Closed> {
     }
 }
 
-#[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn cookie_of(descriptor: RawFd) -> Option<u64> {
     let mut cookie = 0u64;
@@ -295,11 +289,6 @@ fn cookie_of(descriptor: RawFd) -> Option<u64> {
     let done =
         unsafe { libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_COOKIE, place, &raw mut length) };
     (done == 0).then_some(cookie)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn cookie_of(_descriptor: RawFd) -> Option<u64> {
-    None
 }
 
 #[allow(unsafe_code)]
@@ -360,10 +349,13 @@ pub(crate) fn raise_descriptor_limit() -> usize {
 
 /// The numbers of all open descriptors, or of all that could be.
 fn open_descriptors() -> Vec<RawFd> {
-    let numbers = |folder: &str| -> io::Result<Vec<RawFd>> {
-        let names = fs::read_dir(folder)?
-            .map(|entry| Ok(entry?.file_name().to_str().and_then(|name| name.parse().ok())));
-        Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+    let numbers = || -> io::Result<Vec<RawFd>> {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir("/proc/self/fd")? {
+            numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+        }
+        Ok(numbers)
     };
-    numbers("/proc/self/fd").or_else(|_| numbers("/dev/fd")).unwrap_or_else(|_| (0..4_096).collect())
+    // Without /proc, or without a descriptor to read it.
+    numbers().unwrap_or_else(|_| (0..4_096).collect())
 }

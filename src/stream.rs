@@ -250,11 +250,11 @@ impl Client {
         drop(wire);
     }
 
-    /// How much has reached the peer: rises as long as it reads at all.
-    pub fn acknowledged(&self) -> u64 {
+    /// How much has reached the peer, which rises as long as it reads at all, and whether more is on its way.
+    pub fn acknowledged(&self) -> (u64, bool) {
         let stream = self.lock();
-        let unacknowledged = stream.wire.as_ref().and_then(|wire| wire.unacknowledged());
-        stream.status.bytes.saturating_sub(unacknowledged.unwrap_or(0))
+        let waiting = stream.wire.as_ref().and_then(|wire| wire.unacknowledged()).unwrap_or(0);
+        (stream.status.bytes.saturating_sub(waiting), waiting > 0)
     }
 
     fn lock(&self) -> MutexGuard<'_, Stream> {

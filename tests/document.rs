@@ -161,7 +161,7 @@ fn a_document_that_cannot_be_read_is_an_error_and_stays_as_it_is() {
     let table = [
         ("{\"a\":", "the body is not JSON: EOF while parsing a value at line 1 column 5"),
         ("[1]", "the document is a JSON object; send one, or name a topic: /state/TOPIC"),
-        ("{\"a b\":1}", "\"a b\" is no topic: a topic is 1 to 64 of A-Z a-z 0-9 . _ - and not . or .."),
+        ("{\"a b\":1}", "a key is no topic: a topic is 1 to 64 of A-Z a-z 0-9 . _ - and not . or .."),
     ];
     for (number, (text, reason)) in table.into_iter().enumerate() {
         let file = folder.file(&number.to_string());

@@ -41,7 +41,7 @@ fn a_client_that_is_ended_sees_a_clean_end() {
     let text = reader.join().unwrap();
     assert!(text.ends_with("event: init\ndata: {}\n\n"), "{text}");
     let again = request(address, "DELETE", "/clients/1", &[], "");
-    assert_eq!((again.status, again.error().as_str()), (404, "no client 1; GET /clients lists them"));
+    assert_eq!((again.status, again.error().as_str()), (404, "no such client; GET /clients lists them"));
 }
 
 #[test]
