@@ -467,7 +467,9 @@ impl Hub {
     fn survey(&self, silent: &mut HashMap<u64, (Instant, u64)>) {
         let now = Instant::now();
         let before = std::mem::take(silent);
-        for client in self.lock().all_clients() {
+        // Not in the loop's head, where the lock would be held until its end.
+        let clients = self.lock().all_clients();
+        for client in clients {
             let (acknowledged, is_waiting) = client.acknowledged();
             if !is_waiting {
                 continue;

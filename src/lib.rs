@@ -41,10 +41,7 @@
 //! The *hub* thread writes to every live client, the *catch-up* thread to those that fell behind; the *keeper* looks
 //! after tiny_http; the *saver* and the *log* wait for disk and terminal, so that nobody else does.
 //!
-//! It runs on Linux. There is no async runtime.
-
-#[cfg(not(target_os = "linux"))]
-compile_error!("statecast finds tiny_http's sockets by their cookies, which Linux alone has");
+//! It is made for Linux; there is no async runtime. On another Unix it finds no sockets, and falls back on time-outs.
 
 mod access;
 mod allocator;

@@ -75,16 +75,29 @@ impl Socket {
     }
 
     /// Whether the peer has closed its side, or the connection is over.
+    #[cfg(target_os = "linux")]
     pub fn has_ended(&self) -> bool {
         const ESTABLISHED: u8 = 1;
         self.info().is_none_or(|info| info.tcpi_state != ESTABLISHED)
     }
 
     /// How long ago the peer sent anything.
+    #[cfg(target_os = "linux")]
     pub fn last_received(&self) -> Option<Duration> {
         self.info().map(|info| Duration::from_millis(info.tcpi_last_data_recv.into()))
     }
 
+    #[cfg(not(target_os = "linux"))]
+    pub fn has_ended(&self) -> bool {
+        false
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub fn last_received(&self) -> Option<Duration> {
+        None
+    }
+
+    #[cfg(target_os = "linux")]
     #[allow(unsafe_code)]
     fn info(&self) -> Option<libc::tcp_info> {
         // SAFETY: tcp_info is plain numbers, for which zeros are a value.
@@ -109,7 +122,7 @@ impl Socket {
     }
 }
 
-/// The connections that came in through one listener.
+/// The connections that came in through one listener. Without cookies, which Linux alone has, it finds none.
 pub(crate) struct Sockets {
     port: u16,
     known: Mutex<Known>,
@@ -280,6 +293,7 @@ fn peer_of(descriptor: RawFd) -> Result<Option<SocketAddr>, Closed> {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn cookie_of(descriptor: RawFd) -> Option<u64> {
     let mut cookie = 0u64;
@@ -289,6 +303,11 @@ fn cookie_of(descriptor: RawFd) -> Option<u64> {
     let done =
         unsafe { libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_COOKIE, place, &raw mut length) };
     (done == 0).then_some(cookie)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cookie_of(_descriptor: RawFd) -> Option<u64> {
+    None
 }
 
 #[allow(unsafe_code)]
