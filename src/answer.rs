@@ -171,6 +171,9 @@ pub(crate) struct Patient {
     until: Option<Instant>,
 }
 
+/// Who takes nothing for so long is slow; a large answer alone does not make anybody so.
+const SLOW: Duration = Duration::from_millis(250);
+
 /// A slow peer takes at least so many bytes a second.
 const SLOWEST: u64 = 8 << 10;
 
@@ -180,15 +183,16 @@ impl Patient {
     }
 
     fn persist<T>(&mut self, mut attempt: impl FnMut(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
-        let mut give_up_at = None;
+        let mut blocked_since = None;
         loop {
             match attempt(&mut self.writer) {
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     // The socket's own send timeout makes this loop wait.
                     let now = Instant::now();
-                    let give_up_at = *give_up_at.get_or_insert(now + self.patience);
+                    let blocked_since = *blocked_since.get_or_insert(now);
                     let until = *self.until.get_or_insert(now + self.patience);
-                    if !self.slow.take() || now >= give_up_at.min(until) {
+                    let is_slow = now - blocked_since > SLOW;
+                    if is_slow && !self.slow.take() || now >= until.min(blocked_since + self.patience) {
                         return Err(ErrorKind::TimedOut.into());
                     }
                 }

@@ -69,9 +69,9 @@ enum Doing {
     Busy { body_until: Option<Instant> },
     /// A stream is open. What came behind it is not answered before it ends, and it ends with the connection.
     Streaming,
-    /// We closed it. tiny_http may have read more requests by then, and they are on their way here: a smuggled one
-    /// must not run.
-    Closed,
+    /// We closed it then. tiny_http may have read more requests by that time, and they are on their way here: a
+    /// smuggled one must not run.
+    Closed(Instant),
 }
 
 /// What becomes of a request that was taken.
@@ -126,7 +126,7 @@ impl Connections {
                     let turn = Turn::new(self, connection);
                     return Begun::Turn { request, turn, is_first: false };
                 }
-                Doing::Closed => return Begun::AfterTheEnd(request),
+                Doing::Closed(_) => return Begun::AfterTheEnd(request),
                 Doing::Busy { .. } => MAX_PARKED,
                 Doing::Streaming => MAX_PARKED_BEHIND_STREAM,
             };
@@ -171,8 +171,15 @@ impl Connections {
         let mut open = lock(&self.open);
         let before = open.len();
         open.retain(|_, connection| {
-            let may_be_over = matches!(lock(&connection.state).doing, Doing::Idle(_) | Doing::Closed);
-            !may_be_over || connection.identity.is_some_and(|identity| identities.contains(&identity))
+            let is_over = |since: Instant| {
+                let is_open = connection.identity.is_some_and(|identity| identities.contains(&identity));
+                // One that was begun since we looked is none of those we saw.
+                !is_open && since < now
+            };
+            match lock(&connection.state).doing {
+                Doing::Idle(since) | Doing::Closed(since) => !is_over(since),
+                Doing::Busy { .. } | Doing::Streaming => true,
+            }
         });
         let mut heads = lock(&self.heads);
         let mut still_reading = HashMap::new();
@@ -187,7 +194,7 @@ impl Connections {
                 Some(Doing::Busy { body_until }) => body_until.is_some_and(|until| now > until),
                 Some(Doing::Streaming) => false,
                 // It is to be closed for good, if it could not be the first time.
-                Some(Doing::Closed) => true,
+                Some(Doing::Closed(_)) => true,
                 Some(Doing::Idle(since)) if now - *since > self.patience.idle => true,
                 Some(Doing::Idle(since)) if !has_sent_within(identity, now - *since) => false,
                 // A head is on its way, the first one or a later one.
@@ -353,7 +360,7 @@ impl Drop for Turn {
         self.connection.close();
         let parked = {
             let mut state = lock(&self.connection.state);
-            state.doing = Doing::Closed;
+            state.doing = Doing::Closed(Instant::now());
             std::mem::take(&mut state.parked)
         };
         self.connections.parked.fetch_sub(parked.len(), Ordering::Relaxed);
