@@ -48,10 +48,10 @@ fn serve(config: Config) -> io::Result<()> {
         Some(path) => format!("kept in {}", path.display()),
         None => "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
     };
-    let writes = if config.open {
-        "anybody who can connect may write (--open)"
-    } else {
-        "from this machine alone; --open lets anybody write"
+    let writes = match (config.open, &config.publish_token) {
+        (_, Some(_)) => "whoever has the publish token",
+        (true, None) => "anybody who can connect (--open)",
+        (false, None) => "this machine alone; behind a proxy set --publish-token",
     };
     let server = Server::start(config)?;
     let address = server.address();

@@ -6,6 +6,8 @@
 //! witness beside it goes on publishing and following. Odd cases send JSON texts as `PATCH` and `PUT`: what is kept is
 //! what a model (`serde_json` and [`statecast::merge`]) keeps. One thread makes all cases from the seed.
 
+mod random;
+
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -14,6 +16,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use random::Rng;
 use serde_json::{Map, Value, json};
 use statecast::{Config, EventId, Server};
 
@@ -27,26 +30,6 @@ const BODY_MARK: &str = "Mb9xK4bodymark";
 const MAX_DOCUMENT: usize = 20_000;
 /// Requests that cost the server a thread for good, in all.
 const COSTLY: usize = 6;
-
-/// splitmix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())]
-    }
-}
 
 /// What was found, and the bytes that did it.
 struct Failure {
@@ -261,10 +244,10 @@ fn valid_request(rng: &mut Rng) -> Vec<u8> {
         "Expect: 100-continue\r\n",
         "Connection: close\r\n",
     ]);
-    let (length, body) = match (body.len(), rng.below(4)) {
+    let (length, body) = match (body.len(), rng.index(4)) {
         (0, _) => (String::new(), String::new()),
         (_, 0) => {
-            let (one, two) = body.split_at(rng.below(body.len()));
+            let (one, two) = body.split_at(rng.index(body.len()));
             let chunk = |text: &str| {
                 if text.is_empty() { String::new() } else { format!("{:x}\r\n{text}\r\n", text.len()) }
             };
@@ -276,23 +259,23 @@ fn valid_request(rng: &mut Rng) -> Vec<u8> {
 }
 
 fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
-    let at = rng.below(bytes.len() + 1);
+    let at = rng.index(bytes.len() + 1);
     let insert =
         |bytes: &mut Vec<u8>, at: usize, what: &[u8]| drop(bytes.splice(at..at, what.iter().copied()));
     let line_starts = |bytes: &[u8]| -> Vec<usize> {
         (0..bytes.len()).filter(|index| bytes[..*index].ends_with(b"\n")).collect()
     };
-    match rng.below(13) {
-        0 if at < bytes.len() => bytes[at] ^= 1 << rng.below(8),
+    match rng.index(13) {
+        0 if at < bytes.len() => bytes[at] ^= 1 << rng.index(8),
         1 if at < bytes.len() => bytes[at] = rng.next() as u8,
         2 => insert(bytes, at, &[rng.of(b"\r\n\0 \t:%/?&=\x7f\x80\xff")]),
-        3 => drop(bytes.drain(at..(at + rng.below(12)).min(bytes.len()))),
+        3 => drop(bytes.drain(at..(at + rng.index(12)).min(bytes.len()))),
         4 => bytes.truncate(at),
         5 => {
             let starts = line_starts(bytes);
             if let [first, second, ..] = starts[..] {
                 let line = bytes[first..second].to_vec();
-                insert(bytes, starts[rng.below(starts.len())], &line);
+                insert(bytes, starts[rng.index(starts.len())], &line);
             }
         }
         6 => {
@@ -321,14 +304,14 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
             ];
             let starts = line_starts(bytes);
             if !starts.is_empty() {
-                insert(bytes, starts[rng.below(starts.len())], rng.of(&headers).as_bytes());
+                insert(bytes, starts[rng.index(starts.len())], rng.of(&headers).as_bytes());
             }
         }
         9 => {
             let end = bytes.iter().position(|byte| *byte == b' ').unwrap_or(0);
             bytes.splice(..end, rng.of(&["get", "BREW", "", "CONNECT", "TRACE", "P\0T", "PUT"]).bytes());
         }
-        10 => insert(bytes, at, &[rng.of(b"a/%\r0[")].repeat(rng.below(100_000))),
+        10 => insert(bytes, at, &[rng.of(b"a/%\r0[")].repeat(rng.index(100_000))),
         11 => bytes.extend(valid_request(rng)),
         _ => bytes.retain(|byte| *byte != b'\r'),
     }
@@ -350,7 +333,7 @@ fn is_costly(bytes: &[u8]) -> bool {
 /// Sends one mutated request and looks at what comes back.
 fn mutated_case(address: SocketAddr, rng: &mut Rng, costly: &mut usize) -> Result<(), Failure> {
     let mut bytes = valid_request(rng);
-    for _ in 0..rng.below(5) {
+    for _ in 0..rng.index(5) {
         mutate(&mut bytes, rng);
     }
     if String::from_utf8_lossy(&bytes).contains("/clients/1") {
@@ -366,8 +349,8 @@ fn mutated_case(address: SocketAddr, rng: &mut Rng, costly: &mut usize) -> Resul
         connect(address).map_err(|error| failure("cannot connect", error.to_string(), &bytes))?;
     // Refused while it is on its way, a request may not be taken whole.
     socket.write_all(&bytes).ok();
-    let says_end = rng.below(500) > 0;
-    if rng.below(10) == 0 {
+    let says_end = rng.index(500) > 0;
+    if rng.index(10) == 0 {
         return Ok(());
     }
     if says_end {
@@ -460,20 +443,20 @@ fn json_text(rng: &mut Rng, depth: usize, out: &mut String) {
         "+1",
         "NaN",
     ];
-    match rng.below(if depth > 6 { 5 } else { 9 }) {
+    match rng.index(if depth > 6 { 5 } else { 9 }) {
         0 => out.push_str(rng.of(&["null", "true", "false", "null", "nul", ""])),
         1 | 2 => {
             // Most are numbers; some only look like it.
-            let most = if rng.below(4) == 0 { numbers.len() } else { 4 };
-            out.push_str(numbers[rng.below(most)]);
+            let most = if rng.index(4) == 0 { numbers.len() } else { 4 };
+            out.push_str(numbers[rng.index(most)]);
         }
         3 | 4 => {
-            let most = if rng.below(8) == 0 { strings.len() } else { 4 };
-            write!(out, "\"{}\"", strings[rng.below(most)]).expect("writing to a String");
+            let most = if rng.index(8) == 0 { strings.len() } else { 4 };
+            write!(out, "\"{}\"", strings[rng.index(most)]).expect("writing to a String");
         }
         5 | 6 => {
             out.push_str(rng.of(&["[", "[ ", "[\n"]));
-            let count = if rng.below(30) == 0 { rng.below(2_000) } else { rng.below(5) };
+            let count = if rng.index(30) == 0 { rng.index(2_000) } else { rng.index(5) };
             for index in 0..count {
                 out.push_str(if index > 0 { "," } else { "" });
                 json_text(rng, depth + 3, out);
@@ -486,7 +469,7 @@ fn json_text(rng: &mut Rng, depth: usize, out: &mut String) {
 
 fn object_text(rng: &mut Rng, depth: usize, out: &mut String, keys: &[&str]) {
     out.push('{');
-    for index in 0..rng.below(6) {
+    for index in 0..rng.index(6) {
         write!(out, "{}\"{}\" : ", if index > 0 { "," } else { "" }, rng.of(keys))
             .expect("writing to a String");
         json_text(rng, depth + 1, out);
@@ -539,24 +522,24 @@ fn model_of(model: &Value, is_put: bool, topic: Option<&str>, body: &[u8]) -> Op
 
 /// Sends one JSON text and looks at what is kept.
 fn json_case(witness: &mut Witness, model: &mut Value, rng: &mut Rng) -> Result<(), Failure> {
-    let topic = (rng.below(3) > 0).then(|| rng.of(&["a", "b", "c", "x.y-z_0"]));
+    let topic = (rng.index(3) > 0).then(|| rng.of(&["a", "b", "c", "x.y-z_0"]));
     let method = rng.of(&["PATCH", "PUT", "POST"]);
     let mut text = String::new();
-    match (topic, rng.below(40)) {
+    match (topic, rng.index(40)) {
         (_, 0) => {
-            let levels = 90 + rng.below(50);
+            let levels = 90 + rng.index(50);
             let (open, close) = rng.of(&[("[", "]"), ("{\"a\":", "}")]);
             write!(text, "{}1{}", open.repeat(levels), close.repeat(levels)).expect("writing to a String");
         }
         (_, 1) => {
-            write!(text, "{{\"a\":\"{}\"}}", "y".repeat(rng.below(2 * MAX_DOCUMENT))).expect("a String");
+            write!(text, "{{\"a\":\"{}\"}}", "y".repeat(rng.index(2 * MAX_DOCUMENT))).expect("a String");
         }
         (None, _) => object_text(rng, 0, &mut text, &["a", "b", "c", "d", "d", "e.f", "no topic", "", "."]),
         _ => json_text(rng, 0, &mut text),
     }
     let mut body = text.into_bytes();
-    if rng.below(12) == 0 && !body.is_empty() {
-        let at = rng.below(body.len());
+    if rng.index(12) == 0 && !body.is_empty() {
+        let at = rng.index(body.len());
         body[at] = rng.next() as u8;
     }
     // A longer one is refused unread, and its connection closed: that is the other half's.

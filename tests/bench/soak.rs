@@ -6,6 +6,8 @@
 //! short warm-up, then for the time asked for. The one rule: whoever behaves must hold the server's document at the
 //! end and have seen each event once, and the process must be as small as after the warm-up. Only 127.0.0.1 is used.
 
+mod random;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -16,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
+use random::Rng;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use statecast::EventId;
@@ -34,33 +37,8 @@ const POOL_SLACK: u64 = 14;
 const COSTLY: usize = 3;
 const PUBLISHERS: usize = 6;
 
-/// splitmix64: small, seeded, good enough to choose with.
-#[derive(Clone)]
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    fn of<'a>(&mut self, choices: &[&'a str]) -> &'a str {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-
-    fn pause(&mut self, most_ms: u64) {
-        sleep(Duration::from_millis(self.below(most_ms)));
-    }
+fn pause(rng: &mut Rng, most_ms: u64) {
+    sleep(Duration::from_millis(rng.below(most_ms)));
 }
 
 /// What all threads of one phase share.
@@ -172,7 +150,7 @@ impl Read for Wire<'_> {
             && !run.is_over()
         {
             if rng.one_in(8) {
-                rng.pause(300);
+                pause(rng, 300);
             }
             most = most.min(1 + rng.below(4_096) as usize);
         }
@@ -335,7 +313,7 @@ fn subscribe(run: &Run, path: &'static str, kind: Kind, mut rng: Rng) -> io::Res
             stay = stay.saturating_sub(1);
         }
         drop(stream);
-        rng.pause(400);
+        pause(&mut rng, 400);
     }
 }
 
@@ -419,7 +397,7 @@ fn publish(run: &Run, number: usize, mut rng: Rng) {
             Err(error) => return run.fault("publisher", format!("{method} {path}: {error}")),
         }
         run.count("publishes answered");
-        rng.pause(12);
+        pause(&mut rng, 12);
     }
 }
 
@@ -461,7 +439,7 @@ fn vanish(run: &Run, mut rng: Rng) {
         }
         drop(socket);
         run.count("vanished clients");
-        rng.pause(60);
+        pause(&mut rng, 60);
     }
 }
 
@@ -555,7 +533,7 @@ fn attack(run: &Run, mut rng: Rng) {
             run.fault("hostile", format!("{what} was answered {:?}", String::from_utf8_lossy(&answer)));
         }
         run.count(what);
-        rng.pause(100);
+        pause(&mut rng, 100);
     }
 }
 
