@@ -27,8 +27,9 @@ use crate::socket::{is_listening, stop_listening};
 const WAITING_THREADS: usize = 8;
 const MAX_THREADS: usize = 64;
 
-/// A thread that waited so long in vain ends, if enough others wait.
+/// How long the thread whose turn it is waits for a request; and when more wait than needed, before it ends.
 const WAIT: Duration = Duration::from_secs(30);
+const WAIT_OF_MANY: Duration = Duration::from_millis(100);
 
 /// How often the keeper looks after tiny_http, and after connections.
 const KEEP: Duration = Duration::from_millis(500);

@@ -87,7 +87,7 @@ fn a_stream_costs_one_descriptor_and_no_thread() {
     let mut streams = burst(server.address, 300);
     let most = wait_until(&descriptors, |count| *count < 300 + 20);
     assert!(most >= 300);
-    wait_until(threads, |count| *count < 40);
+    wait_until(|| ("threads", threads()), |(_, count)| *count < 40);
     let id = put(server.address, "/state/a", "1");
     for stream in &mut streams {
         assert_eq!(stream.next().id(), id);
@@ -97,9 +97,9 @@ fn a_stream_costs_one_descriptor_and_no_thread() {
     wait_until(
         || {
             put(server.address, "/state/a", "2");
-            descriptors()
+            ("descriptors", descriptors())
         },
-        |count| *count < 20,
+        |(_, count)| *count < 20,
     );
 }
 
