@@ -197,9 +197,11 @@ impl Shared {
             let begun = {
                 // Taken and placed in one step: two requests of one connection must not overtake each other.
                 let _order = lock(&server.order);
+                let too_many = self.waiting.load(Ordering::Acquire) > WAITING_THREADS;
+                let wait = if too_many { WAIT_OF_MANY } else { WAIT };
                 server
                     .http
-                    .recv_timeout(WAIT)
+                    .recv_timeout(wait)
                     .map(|request| request.map(|request| self.begin(&server, request)))
             };
             let others = self.waiting.fetch_sub(1, Ordering::AcqRel) - 1;
