@@ -114,7 +114,7 @@ pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> 
         user_agent: value("User-Agent"),
         is_last: connection.contains("close") || connection.contains("upgrade"),
     };
-    if connection.contains("upgrade") && values(headers, "Transfer-Encoding").next().is_some() {
+    if connection.contains("upgrade") && is_chunked(headers) {
         // tiny_http hands over the chunks as they are (request.rs:180).
         return Err(Unfit::new(400, "a request that asks for an upgrade sends no chunks"));
     }
@@ -156,10 +156,9 @@ fn check_head(target: &str, headers: &[Header]) -> Result<(), Unfit> {
 /// Whether some of the body has yet to come: tiny_http reads up to 1 KiB by itself (request.rs:184).
 pub(crate) fn has_body_to_come(request: &Request) -> bool {
     let headers = request.headers();
-    let is_chunked = values(headers, "Transfer-Encoding").next().is_some();
     let waits = values(headers, "Expect").next().is_some()
         || values(headers, "Connection").any(|value| value.to_ascii_lowercase().contains("upgrade"));
-    is_chunked || request.body_length().is_some_and(|length| length > 1_024 || length > 0 && waits)
+    is_chunked(headers) || request.body_length().is_some_and(|length| length > 1_024 || length > 0 && waits)
 }
 
 /// Reads a body of at most `max` bytes. Blocks until it has come, or its time is over.
@@ -173,8 +172,7 @@ pub(crate) fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Resul
         }
         return Err(too_large());
     }
-    let is_chunked = values(request.headers(), "Transfer-Encoding").next().is_some();
-    if declared.unwrap_or(0) == 0 && !is_chunked {
+    if declared.unwrap_or(0) == 0 && !is_chunked(request.headers()) {
         // With an upgrade, tiny_http's reader would go on to whatever comes (request.rs:180).
         return Ok(Vec::new());
     }
@@ -228,6 +226,11 @@ fn read_up_to(reader: &mut dyn Read, max: usize) -> io::Result<Vec<u8>> {
 fn bearer(authorization: &str) -> Option<String> {
     let (scheme, token) = authorization.split_once(' ')?;
     scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim().to_owned())
+}
+
+/// Chunks are the one coding that `check_head` lets through.
+fn is_chunked(headers: &[Header]) -> bool {
+    values(headers, "Transfer-Encoding").next().is_some()
 }
 
 fn values<'a>(headers: &'a [Header], name: &'static str) -> impl Iterator<Item = &'a str> {

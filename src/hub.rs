@@ -347,7 +347,10 @@ impl Hub {
 
     /// A chunk that is shared with others who are at the same place, if it is a large one.
     fn shared_chunk_of(&self, entries: &[Arc<Entry>], audience: &Audience) -> Option<Arc<Chunk>> {
-        let [large] = entries else { return chunk_of(entries, audience).map(Arc::new) };
+        let large = match entries {
+            [only] if only.size() > PASS_BYTES => only,
+            _ => return chunk_of(entries, audience).map(Arc::new),
+        };
         let mut shared = self.large_chunks.lock().unwrap_or_else(PoisonError::into_inner);
         shared.retain(|(_, _, chunk)| chunk.strong_count() > 0);
         let known = shared.iter().find(|(id, of, _)| *id == large.id && of == audience);

@@ -223,29 +223,30 @@ impl Site {
         };
         let route = Route::of(&call.path).and_then(|route| self.rules.check(&call, &route).map(|()| route));
         let cors = self.rules.cors_headers(&call, (call.method == Method::Options).then_some(&route));
-        // Whoever may not write sends no body here, and cannot keep a thread waiting for it.
-        let body = match &route {
-            Err(_) if has_body_to_come(&request) => None,
-            Err(_) => Some(Vec::new()),
-            Ok(_) => match read_body(&mut request, &turn, self.max_body) {
-                Ok(body) => Some(body),
-                Err(error) => return self.refuse(turn, request, unfit(error).with_all(cors)),
-            },
-        };
-        let answer = match (route, &body) {
-            (Err(refusal), None) => return self.refuse(turn, request, refusal.with_all(cors)),
-            (Ok(Route::Events(audience)), _) if call.method == Method::Get => {
-                match self.hub.admit(call.peer.ip()) {
-                    Ok(()) => {
-                        self.open_stream(call, audience, &cors, request, turn);
-                        return None;
+        let answer = match route {
+            // Whoever may not write sends no body here, and cannot keep a thread waiting for it.
+            Err(refusal) if has_body_to_come(&request) => {
+                return self.refuse(turn, request, refusal.with_all(cors));
+            }
+            Err(refusal) => refusal,
+            Ok(route) => {
+                let body = match read_body(&mut request, &turn, self.max_body) {
+                    Ok(body) => body,
+                    Err(error) => return self.refuse(turn, request, unfit(error).with_all(cors)),
+                };
+                match route {
+                    Route::Events(audience) if call.method == Method::Get => {
+                        match self.hub.admit(call.peer.ip()) {
+                            Ok(()) => {
+                                self.open_stream(call, audience, &cors, request, turn);
+                                return None;
+                            }
+                            Err(full) => Answer::full(full),
+                        }
                     }
-                    Err(full) => Answer::full(full),
+                    route => self.respond(&call, route, &body).unwrap_or_else(|refusal| refusal),
                 }
             }
-            (Ok(route), Some(body)) => self.respond(&call, route, body).unwrap_or_else(|refusal| refusal),
-            (Err(refusal), _) => refusal,
-            (Ok(_), None) => unreachable!("a body is read for every route that was found"),
         };
         if answer.status >= 400 {
             self.hub.metrics.refusals.add(1);
