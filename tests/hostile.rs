@@ -310,7 +310,11 @@ fn a_server_that_is_written_to_stops_in_time() {
             })
         })
         .collect();
-    wait_until(|| get(address, "/metrics").body, |text| !text.contains("statecast_writes_total 0\n"));
+    // Each of them has been heard: the document has all three topics.
+    for number in 0..3 {
+        let url = format!("/state/p{number}");
+        wait_until(|| request(address, "HEAD", &url, &[], "").status, |status| *status == 200);
+    }
     server.signal("TERM");
     let (code, log) = server.wait();
     assert_eq!(code, Some(0), "{log}");
