@@ -22,9 +22,6 @@ const MAX_PARKED: usize = 1_024;
 const MAX_PARKED_BEHIND_STREAM: usize = 4;
 const MAX_PARKED_IN_ALL: usize = 8_192;
 
-/// Request threads that may wait for slow peers at once; the others serve the rest.
-const MAX_SLOW: usize = 32;
-
 /// What is read and thrown away behind a refusal, so that closing does not take it along.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -35,6 +32,8 @@ pub(crate) struct Patience {
     pub head: Duration,
     /// Between requests.
     pub idle: Duration,
+    /// How many request threads may wait for slow peers at once; the others serve the rest.
+    pub slow: usize,
 }
 
 /// Every connection that has sent a request and may send more.
@@ -381,7 +380,8 @@ impl SlowPlace {
     /// Says whether there was one left.
     pub fn take(&mut self) -> bool {
         if !self.is_taken {
-            self.is_taken = self.connections.slow.fetch_add(1, Ordering::AcqRel) < MAX_SLOW;
+            self.is_taken =
+                self.connections.slow.fetch_add(1, Ordering::AcqRel) < self.connections.patience.slow;
             if !self.is_taken {
                 self.connections.slow.fetch_sub(1, Ordering::AcqRel);
             }

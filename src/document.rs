@@ -19,6 +19,10 @@ const MAX_DEPTH: usize = 100;
 /// Top-level keys.
 const MAX_TOPICS: usize = 1_024;
 
+/// What an object or an array counts for beside its text: `{"a":1}` is 7 bytes of JSON and 640 in memory. So a document
+/// takes at most about 25 times its weight.
+const CONTAINER_WEIGHT: usize = 40;
+
 /// Why a write was refused. The text is for the publisher: what was wrong, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -43,13 +47,18 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// JSON from the outside.
+/// JSON from the outside, which can hardly be part of a document of `max_bytes` where it has very many containers.
+/// Of a doubled key the last wins.
 ///
 /// # Errors
-/// Says where the text stops being JSON. Of a doubled key the last wins.
-pub fn parse(body: &[u8]) -> Result<Value, Refusal> {
+/// Says where the text stops being JSON.
+pub(crate) fn parse(body: &[u8], max_bytes: usize) -> Result<Value, Refusal> {
     let text =
         std::str::from_utf8(body).map_err(|_| Refusal::Invalid("the body is not UTF-8; JSON is".into()))?;
+    // Before anything is made of it.
+    if containers_in(text) * CONTAINER_WEIGHT > max_bytes {
+        return Err(too_heavy(max_bytes));
+    }
     serde_json::from_str(text).map_err(|error| Refusal::Invalid(format!("the body is not JSON: {error}")))
 }
 
@@ -211,10 +220,8 @@ impl Document {
             let text = format!("the document would have {topics} topics; at most {MAX_TOPICS} fit");
             return Err(Refusal::TooLarge(text));
         }
-        let (weight, max) = (self.weight_after(&patch), self.max_weight);
-        if weight > max {
-            let text = format!("the document would be {weight} bytes; at most {max} fit (--max-document)");
-            return Err(Refusal::TooLarge(text));
+        if self.weight_after(&patch) > self.max_weight {
+            return Err(too_heavy(self.max_weight));
         }
         Ok(patch)
     }
@@ -227,6 +234,28 @@ impl Document {
 /// Why a topic cannot be read or deleted. Names nothing of the request.
 pub(crate) fn absent() -> Refusal {
     Refusal::Absent("no such topic; PUT /state/TOPIC makes it".into())
+}
+
+fn too_heavy(max_bytes: usize) -> Refusal {
+    Refusal::TooLarge(format!(
+        "the document would be larger than {max_bytes} bytes (--max-document), each object and array counted with \
+         {CONTAINER_WEIGHT} more"
+    ))
+}
+
+/// Objects and arrays in JSON text.
+fn containers_in(json: &str) -> usize {
+    let (mut count, mut in_string, mut escaped) = (0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 /// A body for a topic as a patch of the whole document; a body for the document must be one already.
@@ -260,22 +289,24 @@ fn depth_of_members(members: &Map<String, Value>) -> usize {
     1 + members.values().map(depth).max().unwrap_or(0)
 }
 
-/// The length of the value's JSON, plus one for each container that is not empty: a comma is counted after every
-/// item, so that adding one and removing it are exact opposites.
+/// The length of the value's JSON, plus `CONTAINER_WEIGHT` and a comma after every item, also the last, so that adding
+/// one and removing it are exact opposites.
 fn weight(value: &Value) -> usize {
     match value {
         Value::Null => 4,
         Value::Bool(value) => 5 - usize::from(*value),
         Value::Number(number) => number.to_string().len(),
         Value::String(text) => weight_of_text(text),
-        Value::Array(items) => 2 + items.iter().map(|item| weight(item) + 1).sum::<usize>(),
+        Value::Array(items) => {
+            CONTAINER_WEIGHT + 2 + items.iter().map(|item| weight(item) + 1).sum::<usize>()
+        }
         Value::Object(members) => weight_of_members(members),
     }
 }
 
 fn weight_of_members(members: &Map<String, Value>) -> usize {
     let members = members.iter().map(|(key, value)| weight_of_key(key) + weight(value));
-    2 + members.sum::<usize>()
+    CONTAINER_WEIGHT + 2 + members.sum::<usize>()
 }
 
 /// A key with its colon and the comma behind its value.
@@ -297,7 +328,7 @@ fn growth(target: Option<&Value>, patch: &Value) -> isize {
     let was = target.map_or(0, |target| weight(target) as isize);
     match (target, patch) {
         (Some(Value::Object(members)), Value::Object(patch)) => growth_of_members(Some(members), patch),
-        (_, Value::Object(patch)) => 2 + growth_of_members(None, patch) - was,
+        (_, Value::Object(patch)) => (CONTAINER_WEIGHT + 2) as isize + growth_of_members(None, patch) - was,
         (_, other) => weight(other) as isize - was,
     }
 }
@@ -368,7 +399,7 @@ mod tests {
     }
 
     fn document(value: Value) -> Document {
-        let mut document = Document::new(EventId::first(1), 1_000);
+        let mut document = Document::new(EventId::first(1), 10_000);
         let patch = document.patch(None, value).expect("a document");
         document.apply(patch, EventId::first(2));
         document
@@ -422,8 +453,8 @@ mod tests {
             document.patch(Some(&a), deep(100)),
             Err(Refusal::Invalid("the document would be deeper than 100 levels".into()))
         );
-        let large = document.patch(Some(&a), json!("x".repeat(1_000)));
-        assert!(matches!(large, Err(Refusal::TooLarge(text)) if text.contains("at most 1000 fit")));
+        let large = document.patch(Some(&a), json!("x".repeat(10_000)));
+        assert!(matches!(large, Err(Refusal::TooLarge(text)) if text.contains("larger than 10000 bytes")));
         let many = Value::Object((0..1_024).map(|n| (format!("t{n}"), json!(0))).collect());
         let many = Document::new(EventId::first(1), usize::MAX).patch(None, many).map(|patch| patch.len());
         assert_eq!(many, Ok(1_024));
@@ -438,11 +469,21 @@ mod tests {
 
     #[test]
     fn a_body_is_utf_8_and_json_and_its_last_key_wins() {
+        let parse = |body: &[u8]| parse(body, 4 << 20);
         assert_eq!(parse(br#"{"a":1,"a":2}"#), Ok(json!({"a":2})));
         for body in [&b"\xff"[..], b"", b"{", b"{}x", b"1e999999", b"\xef\xbb\xbf{}", b"'a'", b"nan"] {
             assert!(matches!(parse(body), Err(Refusal::Invalid(_))), "{body:?}");
         }
-        assert!(matches!(parse("[".repeat(1_000_000).as_bytes()), Err(Refusal::Invalid(_))));
+        assert!(matches!(parse("[".repeat(100_000).as_bytes()), Err(Refusal::Invalid(_))));
+    }
+
+    #[test]
+    fn a_body_of_too_many_containers_is_refused_before_anything_is_made_of_it() {
+        assert_eq!(containers_in(r#"{"a{[":["\"[",{},"\\"],"b":[]}"#), 4);
+        let tiny = format!("[{}]", vec![r#"{"a":1}"#; 30].join(","));
+        assert!(parse(tiny.as_bytes(), 31 * CONTAINER_WEIGHT).is_ok());
+        assert!(matches!(parse(tiny.as_bytes(), 31 * CONTAINER_WEIGHT - 1), Err(Refusal::TooLarge(_))));
+        assert!(matches!(parse("[".repeat(1_000_000).as_bytes(), 4 << 20), Err(Refusal::TooLarge(_))));
     }
 
     /// Values as they can be stored: no null as an object's member.
@@ -500,17 +541,19 @@ mod tests {
         }
 
         #[test]
-        fn weight_is_the_length_of_the_json_and_a_byte_for_each_container(value in patch_value()) {
-            fn filled(value: &Value) -> usize {
+        fn weight_is_the_length_of_the_json_and_more_for_each_container(value in patch_value()) {
+            fn around(value: &Value) -> usize {
+                let comma = |is_empty: bool| CONTAINER_WEIGHT + usize::from(!is_empty);
                 match value {
-                    Value::Array(items) => usize::from(!items.is_empty()) + items.iter().map(filled).sum::<usize>(),
+                    Value::Array(items) => comma(items.is_empty()) + items.iter().map(around).sum::<usize>(),
                     Value::Object(members) => {
-                        usize::from(!members.is_empty()) + members.values().map(filled).sum::<usize>()
+                        comma(members.is_empty()) + members.values().map(around).sum::<usize>()
                     }
                     _ => 0,
                 }
             }
-            prop_assert_eq!(weight(&value), value.to_string().len() + filled(&value));
+            let json = value.to_string();
+            prop_assert_eq!(weight(&value), json.len() + around(&value));
         }
 
         #[test]

@@ -28,6 +28,7 @@
 //! | `socket`, `allocator` | the sockets that tiny_http hides, and the memory it would give away |
 //! | `door` | a request becomes one of ours, or a refusal |
 //! | [`Server`], `access` | what each request does; who may do it |
+//! | [`Capacity`] | how many clients and requests this machine carries |
 //! | `answer`, `pages` | what goes back; the built-in page |
 //! | `document` | the document: [`merge`], [`diff`], and what is refused |
 //! | `event`, `history` | names, ids and frames; what was published last, kept once for everybody |
@@ -46,6 +47,7 @@
 mod access;
 mod allocator;
 mod answer;
+mod capacity;
 mod clock;
 mod config;
 mod connection;
@@ -64,6 +66,7 @@ mod socket;
 mod stream;
 
 pub use allocator::{PatientAllocator, trust_this_thread, use_one_arena};
+pub use capacity::Capacity;
 pub use config::{Command, Config, Origin, Token, help};
 pub use document::{Refusal, diff, merge};
 pub use event::{EventId, MalformedId};

@@ -23,12 +23,12 @@ use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::socket::{is_listening, stop_listening};
 
-/// Threads for requests: so many wait at least, and there are no more than so many, busy ones counted.
+/// Threads for requests that wait at least.
 const WAITING_THREADS: usize = 8;
-const MAX_THREADS: usize = 64;
 
-/// How long the thread whose turn it is waits for a request; and when more wait than needed, before it ends.
-const WAIT: Duration = Duration::from_secs(30);
+/// How long the thread whose turn it is waits for a request before it looks how many others do; and when those are more
+/// than needed, before it ends.
+const WAIT: Duration = Duration::from_secs(2);
 const WAIT_OF_MANY: Duration = Duration::from_millis(100);
 
 /// How often the keeper looks after tiny_http, and after connections.
@@ -74,8 +74,9 @@ struct Shared {
     retired: Mutex<Vec<Arc<Accepting>>>,
     handler: Box<Handler>,
     pokes: Sender<()>,
-    /// Threads for requests, and how many of them wait.
+    /// Threads for requests, how many there may be, and how many of them wait.
     threads: AtomicUsize,
+    max_threads: usize,
     waiting: AtomicUsize,
     thread_ended: (Mutex<()>, Condvar),
     stopping: AtomicBool,
@@ -94,11 +95,13 @@ struct Accepting {
 }
 
 impl Listener {
-    /// A listener that accepts at one of these addresses and hands each request to `handler`.
+    /// A listener that accepts at one of these addresses and hands each request to `handler`, in `max_threads`
+    /// threads at most.
     pub fn start(
         addresses: &[SocketAddr],
         options: &SocketOptions,
         patience: Patience,
+        max_threads: usize,
         log: Log,
         metrics: Arc<Metrics>,
         handler: Box<Handler>,
@@ -116,6 +119,7 @@ impl Listener {
             handler,
             pokes,
             threads: AtomicUsize::new(0),
+            max_threads,
             waiting: AtomicUsize::new(0),
             thread_ended: (Mutex::new(()), Condvar::new()),
             stopping: AtomicBool::new(false),
@@ -170,7 +174,7 @@ impl Shared {
 
     /// Starts a thread that waits for requests, unless there are too many.
     fn spawn_waiting(self: &Arc<Self>) -> io::Result<()> {
-        if self.threads.fetch_add(1, Ordering::AcqRel) >= MAX_THREADS {
+        if self.threads.fetch_add(1, Ordering::AcqRel) >= self.max_threads {
             self.threads.fetch_sub(1, Ordering::AcqRel);
             return Ok(());
         }
@@ -369,7 +373,7 @@ impl Shared {
                 }
             }
             let mut retired = lock(&self.retired);
-            let patience = self.connections.patience().idle + WAIT;
+            let patience = self.connections.patience().idle + 5 * REAP;
             retired.retain(|server| lock(&server.last_request).elapsed() < patience);
             if retired.is_empty() {
                 return;

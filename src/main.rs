@@ -56,8 +56,8 @@ fn serve(config: Config) -> io::Result<()> {
     let server = Server::start(config)?;
     let address = server.address();
     let text = format!(
-        "statecast listens on http://{address}/\n  document: {kept}\n  writes:   {writes}\n  clients:  {} at most\n",
-        server.max_clients()
+        "statecast listens on http://{address}/\n  document: {kept}\n  writes:   {writes}\n  clients:  {}\n",
+        server.capacity()
     );
     // Started without a terminal or with a closed pipe, it serves all the same.
     io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).ok();

@@ -23,13 +23,13 @@ use crate::log::Log;
 /// Between two writes.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The document as the file has it; an empty one if there is no file.
+/// The document as the file has it, of at most `max_bytes`; an empty one if there is no file.
 ///
 /// # Errors
 /// The file cannot be read, or holds no JSON; the text names it.
-pub(crate) fn read(path: &Path) -> io::Result<Value> {
+pub(crate) fn read(path: &Path, max_bytes: usize) -> io::Result<Value> {
     match fs::read(path) {
-        Ok(bytes) => document::parse(&bytes).map_err(|refusal| unfit(path, &refusal)),
+        Ok(bytes) => document::parse(&bytes, max_bytes).map_err(|refusal| unfit(path, &refusal)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Object(Map::new())),
         Err(error) => Err(io::Error::new(error.kind(), format!("--document {}: {error}", path.display()))),
     }

@@ -6,7 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
@@ -15,6 +15,7 @@ use tiny_http::{Method, Request};
 
 use crate::access::Rules;
 use crate::answer::{Answer, Patient, STREAM_HEADERS};
+use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::connection::{Patience, Turn};
 use crate::document;
@@ -26,11 +27,7 @@ use crate::listener::{Listener, SocketOptions};
 use crate::log::Log;
 use crate::pages::Pages;
 use crate::saver::{self, Saver};
-use crate::socket::raise_descriptor_limit;
 use crate::stream::Arrival;
-
-/// Descriptors that are not for clients: the process's own, and two for each request under way.
-const RESERVED_DESCRIPTORS: usize = 40;
 
 /// Kept-alive connections with no request under way.
 const IDLE: Duration = Duration::from_secs(75);
@@ -49,7 +46,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 /// ```
 pub struct Server {
     address: SocketAddr,
-    max_clients: usize,
+    capacity: Capacity,
     grace: Duration,
     hub: Arc<Hub>,
     /// Taken when it stops.
@@ -65,20 +62,17 @@ impl Server {
     pub fn start(config: Config) -> io::Result<Server> {
         let log = if config.log { Log::to_stderr()? } else { Log::silent() };
         let document = match &config.document {
-            Some(path) => saver::read(path)?,
+            Some(path) => saver::read(path, config.max_document_bytes)?,
             None => Value::Object(Map::new()),
         };
         let pages = Pages::new(config.public.as_deref())?;
-        // A limit too low for the reserve still serves somebody.
-        let descriptors = raise_descriptor_limit();
-        let room = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 4);
-        let max_clients = config.max_clients.min(room);
+        let capacity = Capacity::find(config.max_clients);
         let settings = Settings {
             heartbeat: config.heartbeat,
             retry: config.retry,
             history_bytes: config.history_bytes,
             max_document_bytes: config.max_document_bytes,
-            max_clients,
+            max_clients: capacity.clients,
             max_clients_per_address: config.max_clients_per_address,
             stall: config.stall,
             unacknowledged: UNACKNOWLEDGED,
@@ -94,7 +88,8 @@ impl Server {
             })?;
         let options =
             SocketOptions { send_buffer: config.client_buffer_bytes, unacknowledged: UNACKNOWLEDGED };
-        let patience = Patience { head: config.request_timeout, idle: IDLE };
+        // Those who wait for slow peers leave half of the threads to the others.
+        let patience = Patience { head: config.request_timeout, idle: IDLE, slow: capacity.requests / 2 };
         let site = Site {
             hub: Arc::clone(&hub),
             pages,
@@ -105,22 +100,32 @@ impl Server {
                 origins: config.allow_origin,
             },
             max_body: config.max_body_bytes,
+            max_document: config.max_document_bytes,
+            large_bodies: Mutex::new(()),
             write_patience: config.stall,
         };
         let handler = Box::new(move |turn, request| site.answer(turn, request));
         let metrics = Arc::clone(&hub.metrics);
-        let listener = Listener::start(&config.listen, &options, patience, log.clone(), metrics, handler)
-            .map_err(|error| {
-                let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
-                io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
-            })?;
+        let listener = Listener::start(
+            &config.listen,
+            &options,
+            patience,
+            capacity.requests,
+            log.clone(),
+            metrics,
+            handler,
+        )
+        .map_err(|error| {
+            let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+            io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
+        })?;
         let saver = match config.document {
             Some(path) => Some(Saver::start(path, Arc::clone(&hub), changed, log)?),
             None => None,
         };
         let address = listener.address();
         let running = Some((listener, threads, saver));
-        Ok(Server { address, max_clients, grace: config.grace, hub, running })
+        Ok(Server { address, capacity, grace: config.grace, hub, running })
     }
 
     /// Where it listens.
@@ -129,10 +134,10 @@ impl Server {
         self.address
     }
 
-    /// How many clients it takes at once: what was configured, or what the limit on descriptors carries.
+    /// How many clients it takes at once, and why no more.
     #[must_use]
-    pub fn max_clients(&self) -> usize {
-        self.max_clients
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
     }
 
     /// Ends every stream with a time to come back, answers what was asked, saves the document. Blocks for as long as
@@ -165,6 +170,9 @@ struct Site {
     pages: Pages,
     rules: Rules,
     max_body: usize,
+    max_document: usize,
+    /// Held by whoever makes a document of a large body: it takes many times the body's memory, for a moment.
+    large_bodies: Mutex<()>,
     /// Without progress for so long an answer is given up.
     write_patience: Duration,
 }
@@ -269,11 +277,15 @@ impl Site {
 
     fn respond(&self, call: &Call, route: Route, body: &[u8]) -> Result<Answer, Answer> {
         use Method::{Delete, Get, Head, Options, Patch, Post, Put};
+        /// At which 64 bodies at once are no great matter.
+        const LARGE_BODY: usize = 16 << 10;
         let hub = &self.hub;
+        let _one_at_a_time = (body.len() > LARGE_BODY)
+            .then(|| self.large_bodies.lock().unwrap_or_else(PoisonError::into_inner));
         let answer = match (route, &call.method) {
             (route, Options) => Answer::empty(204).with("Allow", route.methods()),
             (Route::Events(_), Head) => Answer::stream_head(),
-            (Route::Events(audience), Post) => Self::send(hub, audience, call, body)?,
+            (Route::Events(audience), Post) => self.send(audience, call, body)?,
             (Route::State(topic), Get | Head) => {
                 let tag = |id: EventId| format!("\"{id}\"");
                 // Asked first: a document that the client has need not be written out.
@@ -287,11 +299,11 @@ impl Site {
                 Answer::json(json).with("ETag", tag(id))
             }
             (Route::State(topic), Post | Patch) => {
-                let body = document::parse(body)?;
+                let body = document::parse(body, self.max_document)?;
                 Answer::published(hub.write(|document| document.patch(topic.as_ref(), body))?)
             }
             (Route::State(topic), Put) => {
-                let body = document::parse(body)?;
+                let body = document::parse(body, self.max_document)?;
                 Answer::published(hub.write(|document| document.put(topic.as_ref(), body))?)
             }
             (Route::State(topic), Delete) => {
@@ -321,18 +333,18 @@ impl Site {
     }
 
     /// Publishes a one-off event: JSON if the request says so, else text.
-    fn send(hub: &Hub, audience: Audience, call: &Call, body: &[u8]) -> Result<Answer, Answer> {
+    fn send(&self, audience: Audience, call: &Call, body: &[u8]) -> Result<Answer, Answer> {
         let name = match call.parameter("event") {
             Some(name) => EventName::parse(name).map_err(|rule| Answer::refusal(400, rule))?,
             None => EventName::MESSAGE,
         };
         if call.is_json {
-            document::parse(body)?;
+            document::parse(body, self.max_document)?;
         }
         let text = String::from_utf8(body.to_vec())
             .map_err(|_| Answer::refusal(400, "the body is not UTF-8; an event's data is"))?;
         let data = if call.is_json { OneOff::Json(text) } else { OneOff::Text(text) };
-        Ok(Answer::published(hub.send(audience, name, data)?))
+        Ok(Answer::published(self.hub.send(audience, name, data)?))
     }
 
     fn open_stream(

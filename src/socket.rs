@@ -349,23 +349,6 @@ pub(crate) fn stop_listening(listener: &std::net::TcpListener) {
     unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) };
 }
 
-/// Raises the limit on descriptors as far as this process may, and returns it.
-#[allow(unsafe_code)]
-pub(crate) fn raise_descriptor_limit() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls read or write one rlimit, which is there.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
-            return 256;
-        }
-        let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0 {
-            limit = raised;
-        }
-    }
-    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
-}
-
 /// The numbers of all open descriptors, or of all that could be.
 fn open_descriptors() -> Vec<RawFd> {
     let numbers = || -> io::Result<Vec<RawFd>> {

@@ -143,6 +143,18 @@ fn out_of_descriptors_open_streams_go_on_and_new_ones_are_served_when_some_have_
 }
 
 #[test]
+fn the_start_says_how_many_clients_fit_and_that_many_do() {
+    let server = Binary::start_under("ulimit -n 64", &[]);
+    assert!(
+        server.greeting.contains("\n  clients:  24 at most (descriptors carry 24"),
+        "{}",
+        server.greeting
+    );
+    let _streams = burst(server.address, 24);
+    assert_eq!(get(server.address, "/events").status, 503);
+}
+
+#[test]
 fn who_comes_when_the_server_is_full_is_told_when_to_come_back() {
     let server = start_with(|config| config.max_clients = 2);
     let address = server.address();

@@ -107,11 +107,16 @@ fn absurd_requests_disturb_nobody() {
         poke(address, bytes);
         witness.goes_on();
     }
-    for body in
-        ["[".repeat(1_000_000), "1e999999".into(), format!("\"{}", "\\u0000".repeat(100_000)), "-".into()]
-    {
+    let bodies = [
+        ("[".repeat(1_000_000), 413),
+        ("[".repeat(10_000), 400),
+        ("1e999999".into(), 400),
+        (format!("\"{}", "\\u0000".repeat(100_000)), 400),
+        ("-".into(), 400),
+    ];
+    for (body, status) in bodies {
         let refused = request(address, "PUT", "/state/a", &[], &body);
-        assert_eq!(refused.status, 400, "{}", refused.body);
+        assert_eq!(refused.status, status, "{}", refused.body);
     }
     witness.goes_on();
     assert_eq!(get(address, "/state").json(), json!({"witness": witness.count}));
@@ -136,7 +141,8 @@ fn an_endless_header_does_not_take_the_memory() {
             (0..512).try_for_each(|_| connection.write_all(&piece)).is_err()
         });
     }
-    wait_until(|| count_in(&server, "fd"), |count| *count >= before.2 + 2 * CONNECTIONS);
+    // Not `before` and so many more: a connection that was about to be closed may be among those before.
+    wait_until(|| count_in(&server, "fd"), |count| *count >= 2 * CONNECTIONS + 4);
     let mut most = 0;
     wait_until(
         || {
