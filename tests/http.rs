@@ -56,11 +56,11 @@ fn a_document_that_did_not_change_is_not_sent_again() {
 
 #[test]
 fn a_wrong_body_is_refused_and_changes_nothing() {
-    let server = start_with(|config| (config.max_body_bytes, config.max_document_bytes) = (2_000, 1_000));
+    let server = start_with(|config| (config.max_body_bytes, config.max_document_bytes) = (20_000, 10_000));
     let address = server.address();
     let id = put(address, "/state/a", "1");
     let deep = "[".repeat(101) + &"]".repeat(101);
-    let large = format!("\"{}\"", "x".repeat(1_500));
+    let large = format!("\"{}\"", "x".repeat(11_000));
     let table: [(&str, &str, &str, u16, &str); 10] = [
         ("PATCH", "/state", "{", 400, "the body is not JSON: EOF while parsing an object at line 1 column 1"),
         (
@@ -99,9 +99,9 @@ fn a_wrong_body_is_refused_and_changes_nothing() {
             "/state/a",
             &large,
             413,
-            "the document would be 1509 bytes; at most 1000 fit (--max-document)",
+            "the document would be larger than 10000 bytes (--max-document), each object and array counted with 40 more",
         ),
-        ("PUT", "/state/a", &"1".repeat(2_001), 413, "the body is larger than 2000 bytes (--max-body)"),
+        ("PUT", "/state/a", &"1".repeat(20_001), 413, "the body is larger than 20000 bytes (--max-body)"),
     ];
     for (method, path, body, status, error) in table {
         let refused = if path.contains("..") {
