@@ -81,9 +81,8 @@ fn kept_alive_connections_that_stay_open_strand_nobody() {
 #[test]
 fn a_stream_costs_one_descriptor_and_no_thread() {
     let server = Binary::start(&[]);
-    let process = format!("/proc/{}", server.child.id());
-    let descriptors = || std::fs::read_dir(format!("{process}/fd")).unwrap().count();
-    let threads = || std::fs::read_dir(format!("{process}/task")).unwrap().count();
+    let descriptors = || server.count_in("fd");
+    let threads = || server.count_in("task");
     let mut streams = burst(server.address, 300);
     let most = wait_until(&descriptors, |count| *count < 300 + 20);
     assert!(most >= 300);

@@ -37,16 +37,6 @@ impl Witness {
     }
 }
 
-fn resident_kib(server: &Binary) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn count_in(server: &Binary, folder: &str) -> usize {
-    fs::read_dir(format!("/proc/{}/{folder}", server.child.id())).unwrap().count()
-}
-
 /// Writes and reads as long as the server wants; whatever it does is fine.
 fn poke(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut connection = connect(address);
@@ -129,7 +119,7 @@ fn an_endless_header_does_not_take_the_memory() {
     let address = server.address;
     let mut witness = Witness::new(address);
     witness.goes_on();
-    let before = (resident_kib(&server), count_in(&server, "task"), count_in(&server, "fd"));
+    let before = (server.resident_kib(), server.count_in("task"), server.count_in("fd"));
     for number in 0..CONNECTIONS {
         // Ends when it is cut, or with the test: a writer whose window is closed may hear of its end late.
         thread::spawn(move || {
@@ -142,18 +132,18 @@ fn an_endless_header_does_not_take_the_memory() {
         });
     }
     // Not `before` and so many more: a connection that was about to be closed may be among those before.
-    wait_until(|| count_in(&server, "fd"), |count| *count >= 2 * CONNECTIONS + 4);
+    wait_until(|| server.count_in("fd"), |count| *count >= 2 * CONNECTIONS + 4);
     let mut most = 0;
     wait_until(
         || {
-            most = most.max(resident_kib(&server));
+            most = most.max(server.resident_kib());
             witness.goes_on();
-            count_in(&server, "fd")
+            server.count_in("fd")
         },
         |count| *count <= before.2 + 2,
     );
     assert!(most < before.0 + (24 << 10), "{most} KiB at most, {} before", before.0);
-    wait_until(|| count_in(&server, "task"), |threads| *threads <= before.1 + 8);
+    wait_until(|| server.count_in("task"), |threads| *threads <= before.1 + 8);
 }
 
 #[test]
@@ -380,7 +370,7 @@ fn out_of_threads_open_streams_go_on_and_new_ones_are_served_when_some_have_left
     witness.goes_on();
     // Each connection that says nothing has a thread of tiny_http, as long as there are any.
     let silent: Vec<TcpStream> = (0..60).map(|_| connect(address)).collect();
-    wait_until(|| count_in(&server, "task"), |threads| *threads >= 35);
+    wait_until(|| server.count_in("task"), |threads| *threads >= 35);
     drop(silent);
     wait_until(
         || {

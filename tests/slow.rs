@@ -103,6 +103,50 @@ fn a_client_that_never_reads_again_is_removed() {
 }
 
 #[test]
+fn two_hundred_clients_that_never_read_cost_their_kernel_buffers_and_nothing_else() {
+    let server = Binary::start(&[]);
+    let address = server.address;
+    let mut healthy = Stream::open(address, "/events");
+    assert_eq!(healthy.next_named("init").data, "{}");
+    // It reads all the time, and returns the last event.
+    let healthy = std::thread::spawn(move || {
+        loop {
+            let event = healthy.next();
+            if event.name == "update" && event.json()["done"] == 1 {
+                return event.id();
+            }
+        }
+    });
+    let mut stalled: Vec<Stream> = (0..200).map(|_| Stream::open_narrow(address, "/events")).collect();
+    for stream in &mut stalled {
+        assert_eq!(stream.next().name, "hello");
+    }
+    let is_behind = |clients: &serde_json::Value| {
+        let states = clients.as_array().unwrap().iter().map(|client| &client["state"]);
+        states.filter(|state| *state == "catching_up").count() == 200
+    };
+    let text = "x".repeat(20_000);
+    let mut count = 0;
+    wait_until(
+        || {
+            put(address, "/state/large", &json!([text, count]).to_string());
+            count += 1;
+            get(address, "/clients").json()
+        },
+        is_behind,
+    );
+    // Twice what history holds: each of them needs the document by now.
+    for more in 0..400 {
+        put(address, "/state/large", &json!([text, more]).to_string());
+    }
+    let id = put(address, "/state/done", "1");
+    assert_eq!(healthy.join().unwrap(), id);
+    // History's 4 MiB and what it takes in transit; 200 times 64 KiB would be more.
+    let resident = server.resident_kib();
+    assert!(resident < 20 << 10, "{resident} KiB");
+}
+
+#[test]
 fn a_client_that_reads_a_little_now_and_then_is_not_removed() {
     let server = start_with(|config| config.stall = Duration::from_millis(500));
     let address = server.address();

@@ -437,6 +437,18 @@ impl Binary {
         Binary { child, address, greeting, _stdout: stdout }
     }
 
+    /// Its memory.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux says so");
+        line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
+    }
+
+    /// Its descriptors, `fd`, or its threads, `task`.
+    pub fn count_in(&self, folder: &str) -> usize {
+        std::fs::read_dir(format!("/proc/{}/{folder}", self.child.id())).expect("it runs").count()
+    }
+
     pub fn signal(&self, name: &str) {
         signal(&self.child, name);
     }
