@@ -23,8 +23,8 @@ pub(crate) type Audience = Option<Topic>;
 pub(crate) struct Entry {
     pub id: EventId,
     name: EventName,
-    /// What `/events` sees.
-    whole: String,
+    /// What `/events` sees; `None` for a place without an event.
+    whole: Option<String>,
     /// In the order of their names, as the patch has them.
     topics: Vec<(Topic, TopicData)>,
 }
@@ -54,14 +54,14 @@ impl Entry {
             topics.push((topic, TopicData::Part(start..whole.len())));
         }
         whole.push('}');
-        Entry { id, name: EventName::UPDATE, whole, topics }
+        Entry { id, name: EventName::UPDATE, whole: Some(whole), topics }
     }
 
     /// A one-off event for `/events` alone, or for a topic and, wrapped in its name, for `/events`.
     pub fn one_off(id: EventId, audience: Audience, name: EventName, data: OneOff) -> Entry {
         let Some(topic) = audience else {
             let (OneOff::Json(whole) | OneOff::Text(whole)) = data;
-            return Entry { id, name, whole, topics: Vec::new() };
+            return Entry { id, name, whole: Some(whole), topics: Vec::new() };
         };
         let mut whole = format!("{{\"{}\":", topic.as_str());
         let data = match data {
@@ -76,7 +76,12 @@ impl Entry {
             }
         };
         whole.push('}');
-        Entry { id, name, whole, topics: vec![(topic, data)] }
+        Entry { id, name, whole: Some(whole), topics: vec![(topic, data)] }
+    }
+
+    /// A place without an event: nobody sees it, and whoever gets the document then is at it.
+    pub fn place(id: EventId) -> Entry {
+        Entry { id, name: EventName::MESSAGE, whole: None, topics: Vec::new() }
     }
 
     /// The topics whose streams see the event, each once.
@@ -86,11 +91,12 @@ impl Entry {
 
     /// Appends the event's frame as the audience sees it; says whether it sees it at all.
     pub fn write_frame(&self, audience: &Audience, out: &mut Vec<u8>) -> bool {
+        let Some(whole) = &self.whole else { return false };
         let data = match audience {
-            None => &self.whole,
+            None => whole,
             Some(wanted) => match self.topics.binary_search_by_key(&wanted, |(topic, _)| topic) {
                 Ok(index) => match &self.topics[index].1 {
-                    TopicData::Part(range) => &self.whole[range.clone()],
+                    TopicData::Part(range) => &whole[range.clone()],
                     TopicData::Text(text) => text.as_str(),
                 },
                 Err(_) => return false,
@@ -108,7 +114,8 @@ impl Entry {
             TopicData::Part(_) => AROUND_TOPIC,
             TopicData::Text(text) => AROUND_TOPIC + text.len(),
         };
-        AROUND + self.whole.len() + self.topics.iter().map(topic_size).sum::<usize>()
+        let whole = self.whole.as_ref().map_or(0, String::len);
+        AROUND + whole + self.topics.iter().map(topic_size).sum::<usize>()
     }
 }
 

@@ -83,6 +83,7 @@ pub(crate) struct Hub {
 struct State {
     document: Document,
     history: History,
+    /// Older ids are not known: those of an earlier process, and those from before history was forgotten.
     start: EventId,
     /// The hub thread's place in history.
     read: EventId,
@@ -196,6 +197,14 @@ impl Hub {
             self.log.line(|| format!("one-off event {id}"));
         }
         Ok(id)
+    }
+
+    /// Knows no id any more that was issued before, as after a restart: whoever resumes with one gets the document,
+    /// `reason` `restart`. Clients that are connected notice nothing.
+    #[allow(dead_code, reason = "the handle and the lab call it")]
+    pub fn forget_history(&self) {
+        self.lock().forget();
+        self.ring();
     }
 
     /// The whole document as JSON, and the id of its last change.
@@ -574,6 +583,12 @@ impl State {
         self.history.push(entry, self.read);
     }
 
+    fn forget(&mut self) {
+        // A place of its own: the id of the last event is one of those that are not known any more.
+        self.start = self.next_id();
+        self.publish(Entry::place(self.start));
+    }
+
     fn room(&self, address: IpAddr, settings: &Settings) -> Result<(), Full> {
         let of_address = self.clients_of_address.get(&address).copied().unwrap_or(0);
         if self.stopping {
@@ -600,8 +615,8 @@ impl State {
     fn resume(&self, last_event_id: Option<EventId>) -> Place {
         match last_event_id {
             None => Place::Nowhere(Reason::First),
-            Some(id) if self.history.after(id).is_some() => Place::After(id),
             Some(id) if id < self.start => Place::Nowhere(Reason::Restart),
+            Some(id) if self.history.after(id).is_some() => Place::After(id),
             Some(_) => Place::Nowhere(Reason::Gap),
         }
     }
@@ -734,4 +749,43 @@ pub(crate) fn description(client: &Client) -> String {
 pub(crate) enum StartError {
     Document(Refusal),
     Thread(io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        let start = EventId::first(1_000);
+        State {
+            document: Document::new(start, 1_000),
+            history: History::new(start, 1_000),
+            start,
+            read: start,
+            unread_bytes: 0,
+            audiences: HashMap::new(),
+            clients: 0,
+            clients_of_address: HashMap::new(),
+            last_client: 0,
+            stopping: false,
+        }
+    }
+
+    #[test]
+    fn a_forgotten_id_is_a_restart_and_the_place_of_the_next_init_is_known() {
+        let mut state = state();
+        let before = state.history.last_id();
+        assert_eq!(state.resume(Some(before)), Place::After(before));
+        state.forget();
+        assert_eq!(state.resume(Some(before)), Place::Nowhere(Reason::Restart));
+        let (place, _) = state.init(&None);
+        assert!(place > before);
+        let id = state.next_id();
+        state.publish(Entry::update(id, &Patch::new()));
+        assert_eq!(state.resume(Some(place)), Place::After(place));
+        let after: Vec<EventId> = state.history.after(place).unwrap().map(|entry| entry.id).collect();
+        assert_eq!(after, [id]);
+        // Who is connected goes on from where it is.
+        assert!(state.history.after(before).is_some());
+    }
 }
