@@ -411,7 +411,7 @@ Options of serve, each also as an environment variable (--max-body: STATECAST_MA
 }
 
 /// `500ms`, `15s`, `2m`, `1h`; not zero.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "a time, such as 500ms, 15s or 2m".to_owned();
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let number: u64 = digits.parse().map_err(|_| wrong())?;

@@ -197,6 +197,14 @@ impl Document {
         serde_json::to_string(&self.topics).expect("what was parsed from JSON becomes JSON")
     }
 
+    /// The document or one topic; `None` for an absent topic.
+    pub fn value(&self, topic: Option<&Topic>) -> Option<Value> {
+        match topic {
+            None => Some(Value::Object(self.topics.clone())),
+            Some(topic) => self.topics.get(topic.as_str()).cloned(),
+        }
+    }
+
     /// The document or one topic as JSON, and the id of its last change; `None` for an absent topic.
     pub fn get(&self, topic: Option<&Topic>) -> Option<(String, EventId)> {
         let Some(topic) = topic else { return Some((self.json(), self.last_change)) };

@@ -82,6 +82,12 @@ fn is_name(text: &str) -> bool {
 }
 
 /// A top-level key of the document, and the path segment of its stream.
+///
+/// ```
+/// let kitchen = statecast::Topic::parse("kitchen").unwrap();
+/// assert_eq!(kitchen.as_str(), "kitchen");
+/// assert!(statecast::Topic::parse("the kitchen").is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Topic(Arc<str>);
 
@@ -101,19 +107,19 @@ impl Topic {
     }
 }
 
-/// The wire's `event:` field, the browser's `type`.
+/// The name of a one-off event: the wire's `event:` field, the browser's `type`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventName(Cow<'static, str>);
 
 impl EventName {
     /// Opens a connection, and every new `init` within one.
-    pub const HELLO: EventName = EventName(Cow::Borrowed("hello"));
+    pub(crate) const HELLO: EventName = EventName(Cow::Borrowed("hello"));
     /// The document as it is.
-    pub const INIT: EventName = EventName(Cow::Borrowed("init"));
+    pub(crate) const INIT: EventName = EventName(Cow::Borrowed("init"));
     /// A merge patch.
-    pub const UPDATE: EventName = EventName(Cow::Borrowed("update"));
+    pub(crate) const UPDATE: EventName = EventName(Cow::Borrowed("update"));
     /// Says that the connection lives.
-    pub const HEARTBEAT: EventName = EventName(Cow::Borrowed("heartbeat"));
+    pub(crate) const HEARTBEAT: EventName = EventName(Cow::Borrowed("heartbeat"));
     /// What an event is called that was published without a name.
     pub const MESSAGE: EventName = EventName(Cow::Borrowed("message"));
 

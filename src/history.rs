@@ -58,13 +58,13 @@ impl Entry {
     }
 
     /// A one-off event for `/events` alone, or for a topic and, wrapped in its name, for `/events`.
-    pub fn one_off(id: EventId, audience: Audience, name: EventName, data: OneOff) -> Entry {
+    pub fn one_off(id: EventId, audience: Audience, name: EventName, data: EventData) -> Entry {
         let Some(topic) = audience else {
-            let (OneOff::Json(whole) | OneOff::Text(whole)) = data;
+            let (OneOff::Json(whole) | OneOff::Text(whole)) = data.0;
             return Entry { id, name, whole: Some(whole), topics: Vec::new() };
         };
         let mut whole = format!("{{\"{}\":", topic.as_str());
-        let data = match data {
+        let data = match data.0 {
             OneOff::Json(json) => {
                 let start = whole.len();
                 whole.push_str(&json);
@@ -119,12 +119,42 @@ impl Entry {
     }
 }
 
-/// The data of a one-off event.
-pub(crate) enum OneOff {
-    /// Text that was checked to be JSON.
+/// The data of a one-off event: text, or JSON. Made from a string or a `serde_json::Value` with `into`.
+///
+/// A topic's own stream sees both as they are; `/events` sees them in an object with the topic's name, text as a JSON
+/// string.
+#[derive(Clone, Debug)]
+pub struct EventData(OneOff);
+
+#[derive(Clone, Debug)]
+enum OneOff {
     Json(String),
-    /// Any other text.
     Text(String),
+}
+
+impl EventData {
+    /// Text that was checked to be JSON, and is sent as it stands.
+    pub(crate) fn json(checked: String) -> EventData {
+        EventData(OneOff::Json(checked))
+    }
+}
+
+impl From<String> for EventData {
+    fn from(text: String) -> EventData {
+        EventData(OneOff::Text(text))
+    }
+}
+
+impl From<&str> for EventData {
+    fn from(text: &str) -> EventData {
+        text.to_owned().into()
+    }
+}
+
+impl From<Value> for EventData {
+    fn from(json: Value) -> EventData {
+        EventData::json(json.to_string())
+    }
 }
 
 /// The newest entries, oldest first, up to a bound in bytes.
@@ -212,16 +242,17 @@ mod tests {
     #[test]
     fn a_one_off_event_of_a_topic_is_wrapped_for_the_whole() {
         let name = EventName::parse("alert").unwrap();
-        let text = Entry::one_off(id(1), Topic::parse("a").ok(), name.clone(), OneOff::Text("x\n\"y".into()));
+        let text = Entry::one_off(id(1), Topic::parse("a").ok(), name.clone(), "x\n\"y".into());
         assert_eq!(
             frame(&text, &Topic::parse("a").ok()).unwrap(),
             "id: 1-0\nevent: alert\ndata: x\ndata: \"y\n\n"
         );
         assert_eq!(frame(&text, &None).unwrap(), "id: 1-0\nevent: alert\ndata: {\"a\":\"x\\n\\\"y\"}\n\n");
-        let json = Entry::one_off(id(2), Topic::parse("a").ok(), name.clone(), OneOff::Json("[1, 2]".into()));
+        let json =
+            Entry::one_off(id(2), Topic::parse("a").ok(), name.clone(), EventData::json("[1, 2]".into()));
         assert_eq!(frame(&json, &Topic::parse("a").ok()).unwrap(), "id: 2-0\nevent: alert\ndata: [1, 2]\n\n");
         assert_eq!(frame(&json, &None).unwrap(), "id: 2-0\nevent: alert\ndata: {\"a\":[1, 2]}\n\n");
-        let alone = Entry::one_off(id(3), None, name, OneOff::Text("hi".into()));
+        let alone = Entry::one_off(id(3), None, name, "hi".into());
         assert_eq!(frame(&alone, &None).unwrap(), "id: 3-0\nevent: alert\ndata: hi\n\n");
         assert_eq!(frame(&alone, &Topic::parse("a").ok()), None);
     }

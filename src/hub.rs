@@ -21,10 +21,11 @@ use crate::allocator;
 use crate::clock::{now_ms, random_between};
 use crate::document::{Document, Patch, Refusal};
 use crate::event::{EventId, EventName, Topic, write_event};
-use crate::history::{Audience, Entry, History, OneOff};
+use crate::history::{Audience, Entry, EventData, History};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::stream::{Arrival, Chunk, Client, Following, Place, Progress, Reason};
+use crate::watch::Watch;
 
 /// What a pass of the hub takes from history at most: more would not fit a socket's send buffer in one write.
 const PASS_BYTES: usize = 64 << 10;
@@ -71,8 +72,8 @@ pub(crate) struct Hub {
     large_chunks: Mutex<Vec<(EventId, Audience, Weak<Chunk>)>>,
     /// Publishers wait here for the hub to read what waits for it.
     has_read: Condvar,
-    /// Whoever stops the hub waits here for the last client.
-    has_left: Condvar,
+    /// Whoever waits for clients waits here.
+    pub watch: Watch,
     /// One place: a bell that rings already need not be rung again.
     doorbell: Sender<()>,
     changed: Sender<()>,
@@ -146,7 +147,7 @@ impl Hub {
             state: Mutex::new(state),
             large_chunks: Mutex::default(),
             has_read: Condvar::new(),
-            has_left: Condvar::new(),
+            watch: Watch::new(start),
             doorbell,
             changed,
             behind,
@@ -186,7 +187,7 @@ impl Hub {
     }
 
     /// Publishes an event that changes nothing. Returns and waits as `write` does.
-    pub fn send(&self, audience: Audience, name: EventName, data: OneOff) -> Result<EventId, Refusal> {
+    pub fn send(&self, audience: Audience, name: EventName, data: EventData) -> Result<EventId, Refusal> {
         let mut state = self.lock_to_publish()?;
         let id = state.next_id();
         state.publish(Entry::one_off(id, audience, name, data));
@@ -201,7 +202,6 @@ impl Hub {
 
     /// Knows no id any more that was issued before, as after a restart: whoever resumes with one gets the document,
     /// `reason` `restart`. Clients that are connected notice nothing.
-    #[allow(dead_code, reason = "the handle and the lab call it")]
     pub fn forget_history(&self) {
         self.lock().forget();
         self.ring();
@@ -211,6 +211,11 @@ impl Hub {
     pub fn document(&self) -> (String, EventId) {
         let state = self.lock();
         (state.document.json(), state.document.last_change())
+    }
+
+    /// The document or one topic; `None` for an absent topic.
+    pub fn value(&self, topic: Option<&Topic>) -> Option<Value> {
+        self.lock().document.value(topic)
     }
 
     /// The id of the document's last change.
@@ -259,10 +264,13 @@ impl Hub {
             format!("client {} at {} connected to /events{path}", client.id, client.address)
         });
         match client.catch_up(|client, place| self.following(client, place)) {
+            // The catch-up thread ends it when it has been idle.
+            Progress::Done if client.limits.idle.is_some() => self.hand_over(Arc::clone(&client)),
             Progress::Done => {}
             Progress::Blocked => self.hand_over(Arc::clone(&client)),
             Progress::Gone(error) => self.remove(&client, &error),
         }
+        self.watch.tell();
         if stopping {
             self.end(client, None);
         }
@@ -282,6 +290,13 @@ impl Hub {
             self.end(client, None);
             true
         })
+    }
+
+    /// Cuts every connection as it is; no last chunk tells a client that its stream has ended.
+    pub fn cut_all(&self, why: &str) {
+        for client in self.clients() {
+            self.remove(&client, &io::Error::other(why));
+        }
     }
 
     /// The number of clients, and what history holds in bytes.
@@ -420,6 +435,7 @@ impl Hub {
                 self.deliver(&clients, &chunk, Some(to));
             }
         }
+        self.watch.tell_delivered(to);
         more
     }
 
@@ -466,7 +482,13 @@ impl Hub {
             }
             let due = visits.iter().map(|visit| visit.due).min();
             match late.recv_deadline(due.unwrap_or(survey_at).min(survey_at)) {
-                Ok(Some(client)) => visits.push(Visit::new(client, self.settings.stall)),
+                Ok(Some(client)) => {
+                    if client.limits.idle.is_some() {
+                        // It is here already, to be ended when it is idle.
+                        visits.retain(|visit| !Arc::ptr_eq(&visit.client, &client));
+                    }
+                    visits.push(Visit::new(client, self.settings.stall));
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -500,7 +522,21 @@ impl Hub {
     /// Says whether another visit is needed.
     fn visit(&self, visit: &mut Visit) -> bool {
         let client = &visit.client;
-        match client.catch_up(|client, place| self.following(client, place)) {
+        let mut progress = client.catch_up(|client, place| self.following(client, place));
+        self.watch.tell();
+        if let (Progress::Done, Some(idle_until)) = (&progress, client.idle_until()) {
+            let now = Instant::now();
+            if now < idle_until {
+                // Not later than this: by then it may be gone, and its memory with it.
+                visit.due = idle_until.min(now + SURVEY);
+                // It has all there is: it does not stand still.
+                visit.progress.0 = now;
+                return true;
+            }
+            // If somebody else is catching it up by now, they see it through.
+            progress = client.end(None).unwrap_or(Progress::Done);
+        }
+        match progress {
             Progress::Done => return false,
             Progress::Gone(error) => {
                 self.remove(client, &error);
@@ -530,9 +566,9 @@ impl Hub {
         if self.lock().remove(client) {
             self.metrics.gone.add(1);
             self.log.line(|| format!("client {} gone after {} events: {error}", client.id, status.events));
-            self.has_left.notify_all();
         }
         client.close();
+        self.watch.tell();
     }
 }
 
@@ -549,19 +585,8 @@ impl Threads {
             let retry = format!("retry: {}\n\n", random_between(100, window));
             hub.end(client, Some(Chunk::new(retry.as_bytes(), Vec::new())));
         }
-        let mut state = hub.lock();
-        while state.clients > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            state = hub.has_left.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let stalled = state.all_clients();
-        drop(state);
-        for client in stalled {
-            hub.remove(&client, &io::Error::other("the server stopped"));
-        }
+        hub.watch.wait(deadline, |_| (hub.size().0 == 0).then_some(()));
+        hub.cut_all("the server stopped");
         hub.behind.send(None).ok();
         self.catch_up.join().ok();
     }
@@ -726,22 +751,6 @@ fn chunk_of(entries: &[Arc<Entry>], audience: &Audience) -> Option<Chunk> {
         }
     }
     (!ends.is_empty()).then(|| Chunk::new(&frames, ends))
-}
-
-/// One client as `GET /clients` shows it, as JSON.
-pub(crate) fn description(client: &Client) -> String {
-    let status = client.status();
-    let id = client.id;
-    let address = Value::from(client.address.to_string());
-    let topic = Value::from(client.audience.as_ref().map(Topic::as_str));
-    let state = if status.live { "live" } else { "catching_up" };
-    let connected_at = client.connected_at_ms;
-    let last_event_id = Value::from(status.last_event_id.map(|id| id.to_string()));
-    let (events, bytes) = (status.events, status.bytes);
-    let user_agent = Value::from(client.user_agent.as_deref());
-    format!(
-        r#"{{"id":{id},"address":{address},"topic":{topic},"state":"{state}","connected_at":{connected_at},"last_event_id":{last_event_id},"events":{events},"bytes":{bytes},"user_agent":{user_agent}}}"#
-    )
 }
 
 /// Why a hub does not start.

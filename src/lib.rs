@@ -29,10 +29,12 @@
 //! | `door` | a request becomes one of ours, or a refusal |
 //! | [`Server`], `access` | what each request does; who may do it |
 //! | [`Capacity`] | how many clients and requests this machine carries |
+//! | `handle` | what a program does with a server of its own |
 //! | `answer`, `pages` | what goes back; the built-in page |
 //! | `document` | the document: [`merge`], [`diff`], and what is refused |
 //! | `event`, `history` | names, ids and frames; what was published last, kept once for everybody |
 //! | `hub` | the lock, the client list, and the one thread that writes to live clients |
+//! | `watch` | waiting for clients: to come, to leave, to have what was published |
 //! | `stream` | one client: its place in history, what is pending, and how it catches up |
 //! | `saver` | the file that keeps the document |
 //! | `log`, `metrics`, `clock` | a line a fault, a number a kind, the time |
@@ -54,6 +56,7 @@ mod connection;
 mod document;
 mod door;
 mod event;
+mod handle;
 mod history;
 mod hub;
 mod listener;
@@ -64,14 +67,19 @@ mod saver;
 mod server;
 mod socket;
 mod stream;
+mod watch;
 
 pub use allocator::{PatientAllocator, trust_this_thread, use_one_arena};
 pub use capacity::Capacity;
 pub use config::{Command, Config, Origin, Token, help};
 pub use document::{Refusal, diff, merge};
-pub use event::{EventId, MalformedId};
+pub use event::{EventId, EventName, MalformedId, Topic};
+pub use handle::Restart;
+pub use history::EventData;
 pub use metrics::count_tiny_http_panics;
 pub use server::Server;
+pub use stream::ClientStatus;
+pub use watch::TimedOut;
 
 /// The README's examples are tests, too.
 #[cfg(doctest)]

@@ -414,6 +414,15 @@ fn listen(addresses: &[SocketAddr], options: &SocketOptions) -> io::Result<TcpLi
     Err(failed)
 }
 
+/// Holds a port that nobody listens at until it is dropped: connecting is refused, and nobody else is given the port,
+/// neither a server that asks for any port nor a client, which could find itself at the other end.
+pub(crate) fn hold(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
 /// A tiny_http server that accepts on a clone of the listener.
 fn accept_on(listening: &TcpListener) -> io::Result<Accepting> {
     let listener = listening.try_clone()?;

@@ -16,18 +16,18 @@ use tiny_http::{Method, Request};
 use crate::access::Rules;
 use crate::answer::{Answer, Patient, STREAM_HEADERS};
 use crate::capacity::Capacity;
-use crate::config::Config;
+use crate::config::{Config, duration};
 use crate::connection::{Patience, Turn};
 use crate::document;
 use crate::door::{Call, Unfit, has_body_to_come, judge, read_body};
 use crate::event::{EventId, EventName, Topic};
-use crate::history::{Audience, OneOff};
-use crate::hub::{Hub, Settings, StartError, Threads, description};
+use crate::history::{Audience, EventData};
+use crate::hub::{Hub, Settings, StartError, Threads};
 use crate::listener::{Listener, SocketOptions};
 use crate::log::Log;
 use crate::pages::Pages;
 use crate::saver::{self, Saver};
-use crate::stream::Arrival;
+use crate::stream::{Arrival, Limits};
 
 /// Kept-alive connections with no request under way.
 const IDLE: Duration = Duration::from_secs(75);
@@ -47,11 +47,17 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 pub struct Server {
     address: SocketAddr,
     capacity: Capacity,
-    grace: Duration,
-    hub: Arc<Hub>,
+    pub(crate) grace: Duration,
+    pub(crate) hub: Arc<Hub>,
+    /// Listens at one of these addresses, at the start and after a restart.
+    pub(crate) listen: Box<Listen>,
+    /// `None` while it is down.
+    pub(crate) listener: Mutex<Option<Listener>>,
     /// Taken when it stops.
-    running: Option<(Listener, Threads, Option<Saver>)>,
+    running: Option<(Threads, Option<Saver>)>,
 }
+
+pub(crate) type Listen = dyn Fn(&[SocketAddr]) -> io::Result<Listener> + Send + Sync;
 
 impl Server {
     /// Starts a server; it serves from the moment this returns.
@@ -90,7 +96,7 @@ impl Server {
             SocketOptions { send_buffer: config.client_buffer_bytes, unacknowledged: UNACKNOWLEDGED };
         // Those who wait for slow peers leave half of the threads to the others.
         let patience = Patience { head: config.request_timeout, idle: IDLE, slow: capacity.requests / 2 };
-        let site = Site {
+        let site = Arc::new(Site {
             hub: Arc::clone(&hub),
             pages,
             rules: Rules {
@@ -103,29 +109,28 @@ impl Server {
             max_document: config.max_document_bytes,
             large_bodies: Mutex::new(()),
             write_patience: config.stall,
-        };
-        let handler = Box::new(move |turn, request| site.answer(turn, request));
-        let metrics = Arc::clone(&hub.metrics);
-        let listener = Listener::start(
-            &config.listen,
-            &options,
-            patience,
-            capacity.requests,
-            log.clone(),
-            metrics,
-            handler,
-        )
-        .map_err(|error| {
-            let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
-            io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
-        })?;
+        });
+        let (requests, listener_log) = (capacity.requests, log.clone());
+        let listen = Box::new(move |addresses: &[SocketAddr]| {
+            let (log, metrics) = (listener_log.clone(), Arc::clone(&site.hub.metrics));
+            let site = Arc::clone(&site);
+            let handler = Box::new(move |turn, request| site.answer(turn, request));
+            let started =
+                Listener::start(addresses, &options, patience.clone(), requests, log, metrics, handler);
+            started.map_err(|error| {
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
+            })
+        });
+        let listener = listen(&config.listen)?;
         let saver = match config.document {
             Some(path) => Some(Saver::start(path, Arc::clone(&hub), changed, log)?),
             None => None,
         };
         let address = listener.address();
-        let running = Some((listener, threads, saver));
-        Ok(Server { address, capacity, grace: config.grace, hub, running })
+        let listener = Mutex::new(Some(listener));
+        let running = Some((threads, saver));
+        Ok(Server { address, capacity, grace: config.grace, hub, listen, listener, running })
     }
 
     /// Where it listens.
@@ -147,11 +152,13 @@ impl Server {
     }
 
     fn end(&mut self) {
-        let Some((listener, threads, saver)) = self.running.take() else { return };
+        let Some((threads, saver)) = self.running.take() else { return };
         let now = Instant::now();
         // The rest is for requests under way, and for the disk.
         threads.stop(&self.hub, now + self.grace * 3 / 4);
-        listener.stop(now + self.grace * 7 / 8);
+        if let Some(listener) = self.listener.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            listener.stop(now + self.grace * 7 / 8);
+        }
         if let Some(saver) = saver {
             saver.stop();
         }
@@ -244,12 +251,15 @@ impl Site {
                 };
                 match route {
                     Route::Events(audience) if call.method == Method::Get => {
-                        match self.hub.admit(call.peer.ip()) {
-                            Ok(()) => {
-                                self.open_stream(call, audience, &cors, request, turn);
+                        let admitted = limits(&call).and_then(|limits| {
+                            self.hub.admit(call.peer.ip()).map_err(Answer::full).map(|()| limits)
+                        });
+                        match admitted {
+                            Ok(limits) => {
+                                self.open_stream(call, audience, limits, &cors, request, turn);
                                 return None;
                             }
-                            Err(full) => Answer::full(full),
+                            Err(refusal) => refusal,
                         }
                     }
                     route => self.respond(&call, route, &body).unwrap_or_else(|refusal| refusal),
@@ -310,7 +320,8 @@ impl Site {
                 Answer::published(hub.write(|document| document.delete(topic.as_ref()))?)
             }
             (Route::Clients, Get | Head) => {
-                let clients: Vec<String> = hub.clients().iter().map(|client| description(client)).collect();
+                let clients: Vec<String> =
+                    hub.clients().iter().map(|client| client.describe().to_json()).collect();
                 Answer::json(format!("[{}]", clients.join(",\n ")))
             }
             (Route::Client(id), Delete) if hub.disconnect(id) => Answer::json(format!("{{\"id\":{id}}}")),
@@ -343,7 +354,7 @@ impl Site {
         }
         let text = String::from_utf8(body.to_vec())
             .map_err(|_| Answer::refusal(400, "the body is not UTF-8; an event's data is"))?;
-        let data = if call.is_json { OneOff::Json(text) } else { OneOff::Text(text) };
+        let data = if call.is_json { EventData::json(text) } else { text.into() };
         Ok(Answer::published(self.hub.send(audience, name, data)?))
     }
 
@@ -351,6 +362,7 @@ impl Site {
         &self,
         call: Call,
         audience: Audience,
+        limits: Limits,
         cors: &[(&'static str, String)],
         request: Request,
         turn: Turn,
@@ -381,9 +393,23 @@ impl Site {
             head: head.into_bytes(),
             address: call.peer,
             user_agent,
+            limits,
         };
         self.hub.join(audience, last_event_id, arrival);
     }
+}
+
+/// When the stream is to end by itself.
+fn limits(call: &Call) -> Result<Limits, Answer> {
+    let refused = |text: String| Answer::refusal(400, text);
+    let events = call.parameter("max_events").map(|text| {
+        let count = text.parse().ok().filter(|count| *count > 0);
+        count.ok_or_else(|| refused("max_events must be a number from 1".into()))
+    });
+    let idle = call
+        .parameter("idle")
+        .map(|text| duration(text).map_err(|right| refused(format!("idle must be {right}"))));
+    Ok(Limits { events: events.transpose()?, idle: idle.transpose()? })
 }
 
 #[cfg(test)]

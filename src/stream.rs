@@ -12,9 +12,12 @@ use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::clock::now_ms;
-use crate::event::EventId;
+use crate::event::{EventId, Topic};
 use crate::history::Audience;
 
 /// Where a stream's bytes go. Dropping it closes the connection.
@@ -36,7 +39,70 @@ pub(crate) struct Client {
     pub audience: Audience,
     pub user_agent: Option<String>,
     pub connected_at_ms: u64,
+    pub limits: Limits,
     stream: Mutex<Stream>,
+}
+
+/// When a stream ends by itself, as `?max_events` and `?idle` ask. Events are those with an id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// After so many events, at least one.
+    pub events: Option<usize>,
+    /// After so long without an event.
+    pub idle: Option<Duration>,
+}
+
+/// A client as the server knows it: what `GET /clients` tells, in the same words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientStatus {
+    /// Its number, as its `hello` said it. Each connection has one of its own, also across restarts of a [`Server`].
+    ///
+    /// [`Server`]: crate::Server
+    pub id: u64,
+    /// The other end of its connection.
+    pub address: SocketAddr,
+    /// What it listens to; `None` is the whole document, `/events`.
+    pub topic: Option<Topic>,
+    /// It has what was published. If not, it is being caught up: it is new, or its connection takes no more.
+    pub is_live: bool,
+    /// When it came, in Unix milliseconds.
+    pub connected_at_ms: u64,
+    /// The last id that it was sent, or that it said it had. None before `init`.
+    pub last_event_id: Option<EventId>,
+    /// Events it was sent; `hello` and `heartbeat` are events, too.
+    pub events: u64,
+    /// Bytes that were written to it.
+    pub bytes: u64,
+    /// What it calls itself, 256 letters of it at most.
+    pub user_agent: Option<String>,
+}
+
+impl ClientStatus {
+    fn state(&self) -> &'static str {
+        if self.is_live { "live" } else { "catching_up" }
+    }
+
+    pub(crate) fn to_json(&self) -> String {
+        let ClientStatus { id, connected_at_ms, events, bytes, .. } = self;
+        let address = Value::from(self.address.to_string());
+        let topic = Value::from(self.topic.as_ref().map(Topic::as_str));
+        let state = self.state();
+        let last_event_id = Value::from(self.last_event_id.map(|id| id.to_string()));
+        let user_agent = Value::from(self.user_agent.as_deref());
+        format!(
+            r#"{{"id":{id},"address":{address},"topic":{topic},"state":"{state}","connected_at":{connected_at_ms},"last_event_id":{last_event_id},"events":{events},"bytes":{bytes},"user_agent":{user_agent}}}"#
+        )
+    }
+}
+
+impl fmt::Display for ClientStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "client {} at {} ({}, ", self.id, self.address, self.state())?;
+        match self.last_event_id {
+            Some(id) => write!(f, "sent {id})"),
+            None => f.write_str("sent nothing)"),
+        }
+    }
 }
 
 /// What a client has been sent, counted.
@@ -55,8 +121,18 @@ struct Stream {
     chunked: bool,
     place: Place,
     pending: Pending,
+    /// Everything up to here was written. Behind `place` while something is pending.
+    written: Option<EventId>,
+    /// For a stream that ends by itself.
+    quota: Option<Quota>,
     ending: bool,
     status: Status,
+}
+
+/// What is left of a stream's limits.
+struct Quota {
+    events: Option<usize>,
+    last_event: Instant,
 }
 
 /// Where a client stands in history, counting what is pending for it.
@@ -130,6 +206,10 @@ impl Chunk {
         self.ends.partition_point(|(id, _)| id.is_some_and(|id| id <= place))
     }
 
+    fn first(&self, count: usize) -> Chunk {
+        Chunk::new(&self.bytes(false)[..self.ends[count - 1].1], self.ends[..count].to_vec())
+    }
+
     fn without_first(&self, count: usize) -> Chunk {
         let start = self.ends[count - 1].1;
         let ends = self.ends[count..].iter().map(|(id, end)| (*id, end - start)).collect();
@@ -157,24 +237,55 @@ pub(crate) enum Progress {
 impl Client {
     /// A client that is catching up from `place`. Its stream begins with its HTTP head and `first`.
     pub fn new(id: u64, audience: Audience, place: Place, arrival: Arrival, first: &Chunk) -> Client {
-        let Arrival { wire, chunked, head, address, user_agent } = arrival;
+        let Arrival { wire, chunked, head, address, user_agent, limits } = arrival;
         let last_event_id = match place {
             Place::After(id) => Some(id),
             Place::Nowhere(_) => None,
         };
         let status = Status { live: false, last_event_id, events: 0, bytes: 0 };
         let pending = Pending::default();
-        let mut stream = Stream { wire: Some(wire), chunked, place, pending, ending: false, status };
+        let quota = (limits != Limits::default())
+            .then(|| Quota { events: limits.events, last_event: Instant::now() });
+        let mut stream =
+            Stream { wire: Some(wire), chunked, place, pending, written: None, quota, ending: false, status };
         let range = 0..head.len();
         stream.pending.append(Arc::new(head), range);
         stream.append(first);
         let stream = Mutex::new(stream);
-        Client { id, address, audience, user_agent, connected_at_ms: now_ms(), stream }
+        Client { id, address, audience, user_agent, connected_at_ms: now_ms(), limits, stream }
+    }
+
+    pub fn status(&self) -> Status {
+        self.lock().status
     }
 
     /// What `GET /clients` tells.
-    pub fn status(&self) -> Status {
-        self.lock().status
+    pub fn describe(&self) -> ClientStatus {
+        let Status { live, last_event_id, events, bytes } = self.status();
+        ClientStatus {
+            id: self.id,
+            address: self.address,
+            topic: self.audience.clone(),
+            is_live: live,
+            connected_at_ms: self.connected_at_ms,
+            last_event_id,
+            events,
+            bytes,
+            user_agent: self.user_agent.clone(),
+        }
+    }
+
+    /// Whether everything up to an id was written to it; `delivered` is where the hub thread is done with all that
+    /// are live, also with those that do not see what came last.
+    pub fn has(&self, id: EventId, delivered: EventId) -> bool {
+        let stream = self.lock();
+        stream.written >= Some(id) || stream.status.live && delivered >= id
+    }
+
+    /// When its stream ends if no event comes before; `None` if it waits for as long as it takes.
+    pub fn idle_until(&self) -> Option<Instant> {
+        let idle = self.limits.idle?;
+        self.lock().quota.as_ref().map(|quota| quota.last_event + idle)
     }
 
     /// Writes what follows the client's place in `chunk`, if it is live; `to` is the hub's place after it.
@@ -211,7 +322,6 @@ impl Client {
                 }
             }
             match stream.push() {
-                Progress::Done if stream.ending => return Progress::Gone(ended()),
                 Progress::Done => {}
                 other => return other,
             }
@@ -223,21 +333,15 @@ impl Client {
     /// it up, who will see it through.
     pub fn end(&self, retry: Option<Chunk>) -> Option<Progress> {
         let mut stream = self.lock();
-        let was_live = std::mem::replace(&mut stream.status.live, false);
+        let was_live = stream.status.live;
         if stream.ending || stream.wire.is_none() {
             return None;
         }
-        stream.ending = true;
         if let Some(retry) = retry {
             stream.append(&retry);
         }
-        if stream.chunked {
-            stream.pending.append(Arc::new(b"0\r\n\r\n".to_vec()), 0..5);
-        }
-        was_live.then(|| match stream.push() {
-            Progress::Done => Progress::Gone(ended()),
-            other => other,
-        })
+        stream.finish();
+        was_live.then(|| stream.push())
     }
 
     /// Closes the connection as it is.
@@ -271,6 +375,7 @@ pub(crate) struct Arrival {
     pub head: Vec<u8>,
     pub address: SocketAddr,
     pub user_agent: Option<String>,
+    pub limits: Limits,
 }
 
 fn ended() -> io::Error {
@@ -278,7 +383,22 @@ fn ended() -> io::Error {
 }
 
 impl Stream {
+    /// Appends events, or those that the stream's limits leave of them, and then it ends.
     fn append(&mut self, chunk: &Chunk) {
+        match &mut self.quota {
+            None => self.append_whole(chunk),
+            Some(_) if self.ending => {}
+            Some(quota) => match quota.last_of(chunk) {
+                None => self.append_whole(chunk),
+                Some(last) => {
+                    self.append_whole(&last);
+                    self.finish();
+                }
+            },
+        }
+    }
+
+    fn append_whole(&mut self, chunk: &Chunk) {
         self.pending.append(Arc::clone(&chunk.bytes), chunk.range(self.chunked));
         self.status.events += chunk.ends.len() as u64;
         if let Some(id) = chunk.ends.iter().rev().find_map(|(id, _)| *id) {
@@ -286,11 +406,26 @@ impl Stream {
         }
     }
 
+    /// Nothing follows but the last chunk.
+    fn finish(&mut self) {
+        self.ending = true;
+        self.status.live = false;
+        if self.chunked {
+            self.pending.append(Arc::new(b"0\r\n\r\n".to_vec()), 0..5);
+        }
+    }
+
     /// Writes what is pending, as far as the socket takes it without waiting.
     fn push(&mut self) -> Progress {
         let Some(wire) = &mut self.wire else { return Progress::Gone(ended()) };
         match self.pending.write_to(wire, &mut self.status.bytes) {
-            Ok(()) => Progress::Done,
+            Ok(()) if self.ending => Progress::Gone(ended()),
+            Ok(()) => {
+                if let Place::After(place) = self.place {
+                    self.written = Some(place);
+                }
+                Progress::Done
+            }
             // A send timeout that a socket inherited says TimedOut on some systems.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 self.status.live = false;
@@ -301,6 +436,23 @@ impl Stream {
                 Progress::Gone(error)
             }
         }
+    }
+}
+
+impl Quota {
+    /// Counts the events; what a stream still gets of them if it ends there.
+    fn last_of(&mut self, chunk: &Chunk) -> Option<Chunk> {
+        let with_id = || (0..chunk.count()).filter(|index| chunk.ends[*index].0.is_some());
+        let count = with_id().count();
+        if count > 0 {
+            self.last_event = Instant::now();
+        }
+        let left = self.events.as_mut()?;
+        if let Some(last) = with_id().nth(*left - 1) {
+            return Some(chunk.first(last + 1));
+        }
+        *left -= count;
+        None
     }
 }
 
