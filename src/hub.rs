@@ -128,18 +128,7 @@ impl Hub {
         let (doorbell, bell) = bounded(1);
         let (behind, late) = bounded(settings.max_clients + 1);
         let (stop, stopped) = bounded(1);
-        let state = State {
-            document,
-            history: History::new(start, settings.history_bytes),
-            start,
-            read: start,
-            unread_bytes: 0,
-            audiences: HashMap::new(),
-            clients: 0,
-            clients_of_address: HashMap::new(),
-            last_client: 0,
-            stopping: false,
-        };
+        let state = State::new(document, start, settings.history_bytes);
         let hub = Arc::new(Hub {
             settings,
             metrics: Arc::default(),
@@ -276,16 +265,18 @@ impl Hub {
         }
     }
 
-    /// Every client, in the order of their ids.
+    /// Every client whose stream goes on, in the order of their ids. Not those that are being ended: whoever has read
+    /// the last chunk of one must not find it here.
     pub fn clients(&self) -> Vec<Arc<Client>> {
         let mut clients = self.lock().all_clients();
+        clients.retain(|client| !client.is_ending());
         clients.sort_by_key(|client| client.id);
         clients
     }
 
     /// Ends a client's stream; it may come back. Says whether there was one.
     pub fn disconnect(&self, id: u64) -> bool {
-        let client = self.lock().all_clients().into_iter().find(|client| client.id == id);
+        let client = self.clients().into_iter().find(|client| client.id == id);
         client.is_some_and(|client| {
             self.end(client, None);
             true
@@ -294,7 +285,8 @@ impl Hub {
 
     /// Cuts every connection as it is; no last chunk tells a client that its stream has ended.
     pub fn cut_all(&self, why: &str) {
-        for client in self.clients() {
+        let clients = self.lock().all_clients();
+        for client in clients {
             self.remove(&client, &io::Error::other(why));
         }
     }
@@ -593,6 +585,21 @@ impl Threads {
 }
 
 impl State {
+    fn new(document: Document, start: EventId, history_bytes: usize) -> State {
+        State {
+            document,
+            history: History::new(start, history_bytes),
+            start,
+            read: start,
+            unread_bytes: 0,
+            audiences: HashMap::new(),
+            clients: 0,
+            clients_of_address: HashMap::new(),
+            last_client: 0,
+            stopping: false,
+        }
+    }
+
     fn next_id(&self) -> EventId {
         self.history.last_id().next(now_ms())
     }
@@ -764,25 +771,10 @@ pub(crate) enum StartError {
 mod tests {
     use super::*;
 
-    fn state() -> State {
-        let start = EventId::first(1_000);
-        State {
-            document: Document::new(start, 1_000),
-            history: History::new(start, 1_000),
-            start,
-            read: start,
-            unread_bytes: 0,
-            audiences: HashMap::new(),
-            clients: 0,
-            clients_of_address: HashMap::new(),
-            last_client: 0,
-            stopping: false,
-        }
-    }
-
     #[test]
     fn a_forgotten_id_is_a_restart_and_the_place_of_the_next_init_is_known() {
-        let mut state = state();
+        let start = EventId::first(1_000);
+        let mut state = State::new(Document::new(start, 1_000), start, 1_000);
         let before = state.history.last_id();
         assert_eq!(state.resume(Some(before)), Place::After(before));
         state.forget();

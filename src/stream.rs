@@ -275,6 +275,11 @@ impl Client {
         }
     }
 
+    /// Whether its stream gets nothing more but its end.
+    pub fn is_ending(&self) -> bool {
+        self.lock().ending
+    }
+
     /// Whether everything up to an id was written to it; `delivered` is where the hub thread is done with all that
     /// are live, also with those that do not see what came last.
     pub fn has(&self, id: EventId, delivered: EventId) -> bool {
