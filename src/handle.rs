@@ -99,6 +99,39 @@ impl Server {
         self.hub.value(Some(topic))
     }
 
+    /// Waits until the document is as `is_so` wants it, and returns it: what a program publishes, a test waits for.
+    /// Of several changes in quick succession it may see the last one alone.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let server = statecast::Server::start(statecast::Config::default())?;
+    /// let url = format!("http://{}/state/door", server.address());
+    /// std::thread::spawn(move || ureq::put(&url).send(r#""open""#));
+    /// server.wait_for_state(|document| document["door"] == "open", Duration::from_secs(5))?;
+    /// let late = server.wait_for_state(|document| document["door"] == "closed", Duration::from_millis(1));
+    /// assert_eq!(late.unwrap_err().to_string(), r#"the document is still {"door":"open"}"#);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// It was not so when the time was over; the error has the document.
+    pub fn wait_for_state(
+        &self,
+        is_so: impl Fn(&Value) -> bool,
+        timeout: Duration,
+    ) -> Result<Value, TimedOut> {
+        let mut document = Value::Null;
+        let found = self.hub.watch.wait(deadline(timeout), |_| {
+            document = self.state();
+            is_so(&document).then_some(())
+        });
+        match found {
+            Some(()) => Ok(document),
+            None => Err(TimedOut::State(document)),
+        }
+    }
+
     /// The clients in the list, in the order of their ids: what `GET /clients` shows. One that left without a word is
     /// in it until the second write after; a short [`heartbeat`](crate::Config::heartbeat) makes that soon.
     #[must_use]

@@ -18,6 +18,8 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
+//! [`Server`] says what there is for tests: waiting without sleeping, restarts, clients one by one.
+//!
 //! # The map
 //! Each file is one noun. Read in this order, they follow an event from the publisher to the browser:
 //!

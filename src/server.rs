@@ -35,7 +35,12 @@ const IDLE: Duration = Duration::from_secs(75);
 /// Data that is not acknowledged for so long: a power cut, a pulled cable.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
-/// A running server. It stops when dropped, as `stop` does.
+/// A running server. It stops when dropped, as `stop` does. Several in one process share nothing, and threads can share
+/// one of them.
+///
+/// In a test of a program that listens: start one, [`wait_for_clients`](Server::wait_for_clients), `patch` or `publish`,
+/// and see what the program does; [`restart`](Server::restart) it to see the program come back. Of a program that
+/// publishes: [`wait_for_state`](Server::wait_for_state).
 ///
 /// ```
 /// let server = statecast::Server::start(statecast::Config::default())?;

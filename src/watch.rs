@@ -1,21 +1,26 @@
 //! Waiting for clients: to come, to leave, to have what was published.
 //!
 //! The hub and its threads tell; whoever holds the server waits. The one rule: whoever changes something tells
-//! afterwards, and telling takes the lock under which a waiting thread looks, so nobody waits for what has happened.
+//! afterwards, and whoever waits looks again if something was told since the last look began. Nobody looks with the
+//! lock held, so the hub never waits for a look.
 
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use serde_json::Value;
+
 use crate::event::EventId;
 use crate::stream::ClientStatus;
 
 pub(crate) struct Watch {
-    seen: Mutex<Seen>,
-    told: Condvar,
+    told: Mutex<Told>,
+    more: Condvar,
 }
 
-struct Seen {
+#[derive(Clone, Copy)]
+struct Told {
+    count: u64,
     /// What the hub thread has written to every live client.
     delivered: EventId,
     /// Mostly none, and then nobody needs to be woken.
@@ -25,53 +30,58 @@ struct Seen {
 impl Watch {
     /// A watch over a hub that starts at this place.
     pub fn new(start: EventId) -> Watch {
-        Watch { seen: Mutex::new(Seen { delivered: start, waiting: 0 }), told: Condvar::new() }
+        Watch { told: Mutex::new(Told { count: 0, delivered: start, waiting: 0 }), more: Condvar::new() }
     }
 
     /// Says that some client is not as it was.
     pub fn tell(&self) {
-        self.wake(&self.lock());
+        self.tell_more(self.lock());
     }
 
     /// Says that the hub thread is done with everything up to this id.
     pub fn tell_delivered(&self, to: EventId) {
-        let mut seen = self.lock();
-        seen.delivered = to;
-        self.wake(&seen);
+        let mut told = self.lock();
+        told.delivered = to;
+        self.tell_more(told);
     }
 
     /// What `look` finds, which is asked at once and whenever something was told; `None` if it finds nothing until
     /// the deadline. It is given the place up to which the hub thread is done.
     pub fn wait<T>(&self, deadline: Instant, mut look: impl FnMut(EventId) -> Option<T>) -> Option<T> {
-        let mut seen = self.lock();
-        seen.waiting += 1;
-        let found = loop {
-            let found = look(seen.delivered);
+        loop {
+            // The last look comes after the deadline: what came just before it counts, and what keeps coming ends.
             let left = deadline.saturating_duration_since(Instant::now());
+            let Told { count, delivered, .. } = *self.lock();
+            let found = look(delivered);
             if found.is_some() || left.is_zero() {
-                break found;
+                return found;
             }
-            seen = self.told.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
-        };
-        seen.waiting -= 1;
-        found
-    }
-
-    fn wake(&self, seen: &Seen) {
-        if seen.waiting > 0 {
-            self.told.notify_all();
+            let mut told = self.lock();
+            told.waiting += 1;
+            let is_as_it_was = |told: &mut Told| told.count == count;
+            let waited = self.more.wait_timeout_while(told, left, is_as_it_was);
+            waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
-        // Two numbers are never left half-changed.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tell_more(&self, mut told: MutexGuard<'_, Told>) {
+        told.count += 1;
+        if told.waiting > 0 {
+            self.more.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        // Three numbers are never left half-changed.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What was waited for has not come about in time; and what there was instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum TimedOut {
+    /// Of [`wait_for_state`](crate::Server::wait_for_state).
+    State(Value),
     /// Of [`wait_for_clients`](crate::Server::wait_for_clients).
     Clients {
         /// So many were waited for.
@@ -92,6 +102,7 @@ pub enum TimedOut {
 impl fmt::Display for TimedOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let clients = match self {
+            TimedOut::State(document) => return write!(f, "the document is still {document}"),
             TimedOut::Clients { expected, clients } => {
                 write!(f, "expected {expected} clients, there are {}", clients.len())?;
                 clients

@@ -6,6 +6,7 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -108,6 +109,34 @@ fn what_the_handle_refuses_leaves_the_document_as_it_was() {
     assert!(matches!(server.patch(None, json!({"b": "x".repeat(100)})), Err(Refusal::TooLarge(_))));
     assert!(matches!(server.delete(Some(&topic("b"))), Err(Refusal::Absent(_))));
     assert_eq!(server.state(), json!({"a": 1}));
+}
+
+#[test]
+fn waiting_for_the_document_ends_when_somebody_has_made_it_so() {
+    let server = start();
+    let address = server.address();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.wait_for_state(|document| document["count"] == 50, DEADLINE));
+        for count in 0..=50 {
+            patch(address, "/state", &json!({"count": count}).to_string());
+        }
+        assert_eq!(waiting.join().unwrap().unwrap(), json!({"count": 50}));
+    });
+    let error = server.wait_for_state(|document| document["count"] == 51, MOMENT).unwrap_err();
+    assert_eq!(error, TimedOut::State(json!({"count": 50})));
+    // What does not end of itself ends nobody's time limit.
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (server, over) = (&server, &is_over);
+        scope.spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                server.publish(None, EventName::MESSAGE, "more").unwrap();
+            }
+        });
+        let waited = server.wait_for_state(|document| document["count"] == 51, MOMENT);
+        is_over.store(true, Ordering::Relaxed);
+        assert!(waited.is_err());
+    });
 }
 
 #[test]
