@@ -14,6 +14,7 @@ use subtle::ConstantTimeEq;
 /// assert_eq!(config.history_bytes, 4 << 20);
 /// ```
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Config {
     /// Where to listen, tried in order. Default: 127.0.0.1, on a port that is free; the command's is 8080.
     pub listen: Vec<SocketAddr>,
@@ -47,6 +48,8 @@ pub struct Config {
     pub allow_origin: Vec<Origin>,
     /// Let anybody write, not this machine alone. Default: no.
     pub open: bool,
+    /// Offer faults on demand, `/lab`, to whoever may write: for testing clients. Default: no.
+    pub lab: bool,
     /// Log publishes, too. Default: no.
     pub verbose: bool,
     /// Log to stderr. Default: no; the command does.
@@ -76,6 +79,7 @@ impl Default for Config {
             subscribe_token: None,
             allow_origin: Vec::new(),
             open: false,
+            lab: false,
             verbose: false,
             log: false,
             stall: Duration::from_secs(10),
@@ -233,6 +237,13 @@ const SETTINGS: &[Setting] = &[
         default: "",
         help: "let anybody who can connect write, not this machine alone",
         set: |config, text| switch(text).map(|on| config.open = on),
+    },
+    Setting {
+        name: "lab",
+        value: "",
+        default: "",
+        help: "let whoever may write break connections, to see clients heal: GET /lab",
+        set: |config, text| switch(text).map(|on| config.lab = on),
     },
     Setting {
         name: "verbose",

@@ -31,7 +31,8 @@ pub(crate) struct Call {
     pub method: Method,
     /// Decoded; begins with `/`.
     pub path: String,
-    query: Vec<(String, String)>,
+    /// Decoded, in its order.
+    pub query: Vec<(String, String)>,
     pub peer: SocketAddr,
     pub host: Option<String>,
     pub origin: Option<String>,

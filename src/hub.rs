@@ -274,10 +274,14 @@ impl Hub {
         clients
     }
 
+    /// The client of that id, if it is there.
+    pub fn client(&self, id: u64) -> Option<Arc<Client>> {
+        self.clients().into_iter().find(|client| client.id == id)
+    }
+
     /// Ends a client's stream; it may come back. Says whether there was one.
     pub fn disconnect(&self, id: u64) -> bool {
-        let client = self.clients().into_iter().find(|client| client.id == id);
-        client.is_some_and(|client| {
+        self.client(id).is_some_and(|client| {
             self.end(client, None);
             true
         })
@@ -288,6 +292,13 @@ impl Hub {
         let clients = self.lock().all_clients();
         for client in clients {
             self.remove(&client, &io::Error::other(why));
+        }
+    }
+
+    /// Ends every stream; they may come back.
+    pub fn disconnect_all(&self) {
+        for client in self.clients() {
+            self.end(client, None);
         }
     }
 
@@ -730,7 +741,7 @@ impl Visit {
             return false;
         }
         let (acknowledged, _) = self.client.acknowledged();
-        if acknowledged > self.progress.1 {
+        if acknowledged > self.progress.1 || self.client.is_held() {
             self.progress = (now, acknowledged);
         }
         now - self.progress.0 >= self.stall

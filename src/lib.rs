@@ -39,6 +39,7 @@
 //! | `watch` | waiting for clients: to come, to leave, to have what was published |
 //! | `stream` | one client: its place in history, what is pending, and how it catches up |
 //! | `saver` | the file that keeps the document |
+//! | `lab` | with `--lab` only: what goes wrong in life, done to clients on purpose |
 //! | `log`, `metrics`, `clock` | a line a fault, a number a kind, the time |
 //!
 //! # Threads
@@ -61,6 +62,7 @@ mod event;
 mod handle;
 mod history;
 mod hub;
+mod lab;
 mod listener;
 mod log;
 mod metrics;

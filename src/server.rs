@@ -23,6 +23,7 @@ use crate::door::{Call, Unfit, has_body_to_come, judge, read_body};
 use crate::event::{EventId, EventName, Topic};
 use crate::history::{Audience, EventData};
 use crate::hub::{Hub, Settings, StartError, Threads};
+use crate::lab::Lab;
 use crate::listener::{Listener, SocketOptions};
 use crate::log::Log;
 use crate::pages::Pages;
@@ -114,6 +115,7 @@ impl Server {
             max_document: config.max_document_bytes,
             large_bodies: Mutex::new(()),
             write_patience: config.stall,
+            lab: config.lab.then(Arc::default),
         });
         let (requests, listener_log) = (capacity.requests, log.clone());
         let listen = Box::new(move |addresses: &[SocketAddr]| {
@@ -187,6 +189,8 @@ struct Site {
     large_bodies: Mutex<()>,
     /// Without progress for so long an answer is given up.
     write_patience: Duration,
+    /// With `--lab` only.
+    lab: Option<Arc<Lab>>,
 }
 
 /// What a path names.
@@ -198,25 +202,32 @@ pub(crate) enum Route {
     Client(u64),
     Health,
     Metrics,
+    Lab,
+    /// Of a client or, without one, of the server.
+    Fault(Option<u64>, String),
     Page,
 }
 
 impl Route {
     fn of(path: &str) -> Result<Route, Answer> {
         let topic = |text: &str| Topic::parse(text).map_err(|rule| Answer::refusal(400, rule));
-        let mut segments = path.split('/').skip(1);
-        let route = match (segments.next(), segments.next(), segments.next()) {
-            (Some("events"), None, _) => Route::Events(None),
-            (Some("events"), Some(text), None) => Route::Events(Some(topic(text)?)),
-            (Some("state"), None, _) => Route::State(None),
-            (Some("state"), Some(text), None) => Route::State(Some(topic(text)?)),
-            (Some("clients"), None, _) => Route::Clients,
-            (Some("clients"), Some(id), None) => match id.parse() {
-                Ok(id) => Route::Client(id),
-                Err(_) => return Err(Answer::refusal(404, "a client is a number; GET /clients lists them")),
-            },
-            (Some("healthz"), None, _) => Route::Health,
-            (Some("metrics"), None, _) => Route::Metrics,
+        let client = |text: &str| {
+            let id = text.parse();
+            id.map_err(|_| Answer::refusal(404, "a client is a number; GET /clients lists them"))
+        };
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        let route = match segments[..] {
+            ["events"] => Route::Events(None),
+            ["events", text] => Route::Events(Some(topic(text)?)),
+            ["state"] => Route::State(None),
+            ["state", text] => Route::State(Some(topic(text)?)),
+            ["clients"] => Route::Clients,
+            ["clients", id] => Route::Client(client(id)?),
+            ["lab"] => Route::Lab,
+            ["lab", "clients", id, fault] => Route::Fault(Some(client(id)?), fault.to_owned()),
+            ["lab", "server", fault] => Route::Fault(None, fault.to_owned()),
+            ["healthz"] => Route::Health,
+            ["metrics"] => Route::Metrics,
             _ => Route::Page,
         };
         Ok(route)
@@ -228,7 +239,10 @@ impl Route {
             Route::Events(_) => "GET, HEAD, POST, OPTIONS",
             Route::State(_) => "GET, HEAD, POST, PATCH, PUT, DELETE, OPTIONS",
             Route::Client(_) => "DELETE, OPTIONS",
-            Route::Clients | Route::Health | Route::Metrics | Route::Page => "GET, HEAD, OPTIONS",
+            Route::Fault(..) => "POST, OPTIONS",
+            Route::Clients | Route::Health | Route::Metrics | Route::Lab | Route::Page => {
+                "GET, HEAD, OPTIONS"
+            }
         }
     }
 }
@@ -256,7 +270,8 @@ impl Site {
                 };
                 match route {
                     Route::Events(audience) if call.method == Method::Get => {
-                        let admitted = limits(&call).and_then(|limits| {
+                        let refusal = self.lab.as_ref().and_then(|lab| lab.refusal(&call));
+                        let admitted = refusal.map_or_else(|| limits(&call), Err).and_then(|limits| {
                             self.hub.admit(call.peer.ip()).map_err(Answer::full).map(|()| limits)
                         });
                         match admitted {
@@ -333,6 +348,8 @@ impl Site {
             (Route::Client(_), Delete) => {
                 return Err(Answer::refusal(404, "no such client; GET /clients lists them"));
             }
+            (Route::Lab, Get | Head) => self.lab().map(|_| Lab::list())?,
+            (Route::Fault(client, name), Post) => self.lab()?.switch_on(hub, client, &name, call)?,
             (Route::Health, Get | Head) => Answer::text("text/plain", "ok\n".into()),
             (Route::Metrics, Get | Head) => {
                 let (clients, history) = hub.size();
@@ -346,6 +363,10 @@ impl Site {
             (route, _) => return Err(Answer::not_allowed(route.methods())),
         };
         Ok(answer)
+    }
+
+    fn lab(&self) -> Result<&Arc<Lab>, Answer> {
+        self.lab.as_ref().ok_or_else(|| Answer::refusal(404, "no lab here; statecast --lab has one"))
     }
 
     /// Publishes a one-off event: JSON if the request says so, else text.
@@ -400,6 +421,10 @@ impl Site {
             user_agent,
             limits,
         };
+        let arrival = match &self.lab {
+            Some(lab) => lab.wrap(arrival),
+            None => arrival,
+        };
         self.hub.join(audience, last_event_id, arrival);
     }
 }
@@ -432,6 +457,8 @@ mod tests {
         assert_eq!(route("/state/a b"), Err(400));
         assert_eq!(route("/clients/7"), Ok(Route::Client(7)));
         assert_eq!(route("/clients/x"), Err(404));
+        assert_eq!(route("/lab/clients/7/cut"), Ok(Route::Fault(Some(7), "cut".into())));
+        assert_eq!(route("/lab/server/refuse"), Ok(Route::Fault(None, "refuse".into())));
         assert_eq!(route("/"), Ok(Route::Page));
         assert_eq!(route("/events/a/b"), Ok(Route::Page));
     }

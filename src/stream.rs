@@ -24,6 +24,11 @@ use crate::history::Audience;
 pub(crate) trait Wire: Write + Send {
     /// Bytes that the kernel took and the peer has not acknowledged; `None` where nobody knows.
     fn unacknowledged(&self) -> Option<u64>;
+
+    /// Whether it takes nothing for a reason of its own, so that the peer is not to blame.
+    fn is_held(&self) -> bool {
+        false
+    }
 }
 
 /// How many rounds of catching up somebody else's thread spends on a new client before the catch-up thread takes it.
@@ -364,6 +369,11 @@ impl Client {
         let stream = self.lock();
         let waiting = stream.wire.as_ref().and_then(|wire| wire.unacknowledged()).unwrap_or(0);
         (stream.status.bytes.saturating_sub(waiting), waiting > 0)
+    }
+
+    /// Whether its wire takes nothing on purpose.
+    pub fn is_held(&self) -> bool {
+        self.lock().wire.as_ref().is_some_and(|wire| wire.is_held())
     }
 
     fn lock(&self) -> MutexGuard<'_, Stream> {
