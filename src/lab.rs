@@ -411,8 +411,10 @@ impl FaultyWire {
                 return Err(ErrorKind::WouldBlock.into());
             }
             while !self.bytes.is_empty() {
-                let sent = self.wire.write(self.bytes.as_slices().0)?;
-                self.bytes.drain(..sent);
+                match self.wire.write(self.bytes.as_slices().0)? {
+                    0 => return Err(ErrorKind::WriteZero.into()),
+                    sent => drop(self.bytes.drain(..sent)),
+                }
             }
             let is_dripping = self.fault() == Some(Fault::Drip);
             if is_dripping {

@@ -9,15 +9,6 @@ use std::process::{Child, Command, Stdio};
 
 use support::*;
 
-const README: &str = include_str!("../README.md");
-
-/// The contents of the README's fenced blocks of one kind.
-fn blocks(kind: &str) -> Vec<&'static str> {
-    let fence = format!("```{kind}\n");
-    let after_fences = README.split(fence.as_str()).skip(1);
-    after_fences.map(|text| text.split("```").next().unwrap()).collect()
-}
-
 /// Commands of the console blocks, each with the output it shows.
 fn commands() -> Vec<(String, String)> {
     let mut commands: Vec<(String, String)> = Vec::new();

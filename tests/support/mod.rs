@@ -18,6 +18,15 @@ use statecast::{Config, EventId, Server};
 /// Longer than anything takes on a busy machine, and short enough to see what hangs.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+pub const README: &str = include_str!("../../README.md");
+
+/// The contents of the README's fenced blocks of one kind.
+pub fn blocks(kind: &str) -> Vec<&'static str> {
+    let fence = format!("```{kind}\n");
+    let after_fences = README.split(fence.as_str()).skip(1);
+    after_fences.map(|text| text.split("```").next().expect("a block ends")).collect()
+}
+
 /// A server with one document of its own.
 pub fn start() -> Server {
     start_with(|_| {})
@@ -154,12 +163,17 @@ impl Event {
     }
 }
 
-/// A stream that is read byte by byte: the head, the chunks, the events.
+/// A stream that is read byte by byte: the head, the chunks, the events. It takes what the server writes and nothing
+/// else, until it is told to be `lenient`.
 pub struct Stream {
     reader: BufReader<TcpStream>,
     pub head: String,
     is_chunked: bool,
     left_in_chunk: usize,
+    /// Takes whatever WHATWG HTML, section 9.2.6, lets a stream be; a cut ends it as the last chunk does.
+    is_lenient: bool,
+    /// The last line ended in CR: an LF that comes now belongs to it.
+    after_cr: bool,
     /// The last `retry:` field.
     pub retry: Option<u64>,
     /// Everything that came, for the message when something does not.
@@ -205,6 +219,8 @@ impl Stream {
             head: String::new(),
             is_chunked: false,
             left_in_chunk: 0,
+            is_lenient: false,
+            after_cr: false,
             retry: None,
             seen: String::new(),
             heard: Instant::now(),
@@ -215,6 +231,11 @@ impl Stream {
         }
         stream.is_chunked = stream.head.contains("Transfer-Encoding: chunked");
         stream
+    }
+
+    /// The same stream, read as any client has to read one that it knows nothing about.
+    pub fn lenient(self) -> Stream {
+        Stream { is_lenient: true, ..self }
     }
 
     pub fn local_address(&self) -> SocketAddr {
@@ -268,15 +289,21 @@ impl Stream {
                         );
                         return Some(event);
                     }
+                    if self.is_lenient {
+                        "message".clone_into(&mut event.name);
+                    }
                 }
                 "event" => value.clone_into(&mut event.name),
+                "id" if value.contains('\0') && self.is_lenient => {}
                 "id" => event.id = Some(value.to_owned()),
+                "retry" if self.is_lenient => self.retry = value.parse().ok().or(self.retry),
                 "retry" => self.retry = value.parse().ok(),
                 "data" => match &mut data {
                     None => data = Some(value.to_owned()),
                     Some(data) => write!(data, "\n{value}").expect("a String"),
                 },
                 "" => {}
+                _ if self.is_lenient => {}
                 other => panic!("an unknown field {other:?} after {}", self.seen),
             }
         }
@@ -294,8 +321,16 @@ impl Stream {
         let mut line = Vec::new();
         loop {
             let byte = self.byte()?;
-            if byte == b'\n' {
-                let line = String::from_utf8(line).expect("the stream is UTF-8");
+            let is_rest = std::mem::take(&mut self.after_cr) && byte == b'\n';
+            if is_rest {
+                continue;
+            }
+            self.after_cr = self.is_lenient && byte == b'\r';
+            if byte == b'\n' || self.after_cr {
+                let mut line = String::from_utf8(line).expect("the stream is UTF-8");
+                if self.is_lenient && self.seen.is_empty() && line.starts_with('\u{feff}') {
+                    line.remove(0);
+                }
                 self.seen.push_str(&line);
                 self.seen.push('\n');
                 return Some(line);
@@ -304,9 +339,28 @@ impl Stream {
         }
     }
 
+    /// The rest of the current chunk, or else the next one; `None` after the last.
+    pub fn chunk(&mut self) -> Option<Vec<u8>> {
+        let mut bytes = vec![self.byte()?];
+        while self.left_in_chunk > 0 {
+            bytes.push(self.byte()?);
+        }
+        Some(bytes)
+    }
+
+    /// All that comes before the connection is closed, as it is.
+    pub fn raw_rest(&mut self) -> String {
+        let mut rest = Vec::new();
+        self.reader.read_to_end(&mut rest).expect("the connection is closed and not reset");
+        String::from_utf8(rest).expect("text")
+    }
+
     fn byte(&mut self) -> Option<u8> {
         if self.is_chunked && self.left_in_chunk == 0 {
-            let size = self.raw_line().unwrap_or_else(|| panic!("the stream was cut after {}", self.seen));
+            let size = match self.raw_line() {
+                None if self.is_lenient => return None,
+                size => size.unwrap_or_else(|| panic!("the stream was cut after {}", self.seen)),
+            };
             let size = size.trim_end();
             self.left_in_chunk =
                 usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("{size:?} is no size"));
@@ -316,7 +370,7 @@ impl Stream {
             }
         }
         let byte = self.raw_byte();
-        if !self.is_chunked {
+        if !self.is_chunked || self.is_lenient && byte.is_none() {
             return byte;
         }
         let byte = byte.unwrap_or_else(|| panic!("the stream was cut after {}", self.seen));
