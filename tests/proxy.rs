@@ -1,0 +1,181 @@
+//! Behind real proxies: nginx and Caddy as the README configures them, and nginx as it is without being told.
+//!
+//! `cargo test --test proxy -- --include-ignored`; `tests/all` installs both first.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+#[path = "support/proxy.rs"]
+mod proxy;
+mod support;
+#[path = "support/webdriver.rs"]
+#[allow(dead_code, reason = "every test file uses its own part")]
+mod webdriver;
+
+use std::time::Duration;
+
+use proxy::Proxy;
+use serde_json::json;
+use statecast::{EventId, Server, Token};
+use support::*;
+use webdriver::Browser;
+
+const BEARER: (&str, &str) = ("Authorization", "Bearer s3cret");
+
+fn start_with_token() -> Server {
+    start_with(|config| config.publish_token = Token::new("s3cret").ok())
+}
+
+/// Publishes past the proxy.
+fn publish(server: &Server, count: u64) -> EventId {
+    request(server.address(), "PUT", "/state/count", &[BEARER], &count.to_string()).id()
+}
+
+/// Each event arrives before the next one is published: nobody waits for a buffer to fill.
+fn events_arrive_at_once(server: &Server, proxy: &Proxy) {
+    let mut stream = Stream::open(proxy.address, "/events");
+    assert_eq!(stream.next().name, "hello");
+    assert_eq!(stream.next().name, "init");
+    for count in 0..20 {
+        let id = publish(server, count);
+        assert_eq!(stream.next_but_heartbeats().id(), id);
+    }
+}
+
+/// A client that comes back through a proxy that was restarted gets what it missed.
+fn a_restart_loses_nothing(server: &Server, proxy: &mut Proxy) {
+    let mut stream = Stream::open(proxy.address, "/events").lenient();
+    let seen = stream.next_named("init").id();
+    proxy.stop();
+    while stream.next_or_end().is_some() {}
+    let missed = [publish(server, 1), publish(server, 2)];
+    proxy.start();
+    let mut stream = Stream::resume(proxy.address, "/events", &seen.to_string());
+    assert_eq!(stream.next().json()["reason"], "known");
+    assert_eq!([stream.next().id(), stream.next().id()], missed);
+    let id = publish(server, 3);
+    assert_eq!(stream.next_but_heartbeats().id(), id);
+}
+
+/// The token opens the way through, for the page too, and nothing else does.
+fn writes_need_the_token(proxy: &Proxy) {
+    let put = |headers: &[(&str, &str)]| request(proxy.address, "PUT", "/state/a", headers, "1").status;
+    assert_eq!(put(&[]), 401);
+    assert_eq!(put(&[BEARER]), 200);
+    assert_eq!(put(&[BEARER, ("Origin", &format!("http://{}", proxy.address))]), 200);
+    assert_eq!(put(&[BEARER, ("Origin", "https://evil.example")]), 403);
+    assert_eq!(get(proxy.address, "/clients").status, 401);
+}
+
+/// Without a token nobody can write through a proxy, though it runs on this machine.
+fn without_a_token_writes_are_refused(start: impl Fn(&Server) -> Proxy) {
+    let server = start_with(|config| config.lab = true);
+    let proxy = start(&server);
+    for (method, path) in [("PUT", "/state/a"), ("POST", "/events"), ("POST", "/lab/server/restart")] {
+        let refused = request(proxy.address, method, path, &[], "1");
+        assert_eq!(refused.status, 403, "{method} {path}");
+        assert!(refused.error().contains("came through a proxy"), "{}", refused.error());
+    }
+    assert_eq!(get(proxy.address, "/clients").status, 403);
+    assert_eq!(get(proxy.address, "/state").body, "{}");
+}
+
+/// A client that left the proxy leaves the server, too.
+fn who_leaves_is_gone(start: impl Fn(&Server) -> Proxy) {
+    let server = start_with(|config| config.heartbeat = Duration::from_millis(50));
+    let proxy = start(&server);
+    let mut stream = Stream::open(proxy.address, "/events");
+    assert_eq!(stream.next().name, "hello");
+    let clients = || get(server.address(), "/clients").json().as_array().unwrap().len();
+    assert_eq!(clients(), 1);
+    drop(stream);
+    wait_until(clients, |count| *count == 0);
+}
+
+/// The page behind a proxy shows what is published past it.
+fn the_page_shows_a_patch(server: &Server, proxy: &Proxy) {
+    let browser = Browser::start();
+    browser.open(&format!("http://{}/", proxy.address));
+    let text = || browser.text("body");
+    for value in ["it-was-there", "it-was-patched"] {
+        let body = json!({ "sign": value }).to_string();
+        request(server.address(), "PATCH", "/state/kitchen", &[BEARER], &body).id();
+        wait_until(text, |text| text.contains(value));
+    }
+}
+
+#[test]
+#[ignore = "needs nginx: tests/all installs it"]
+fn nginx_as_in_the_readme_passes_events_on_at_once_and_may_restart() {
+    let server = start_with_token();
+    let mut proxy = Proxy::nginx(server.address());
+    events_arrive_at_once(&server, &proxy);
+    a_restart_loses_nothing(&server, &mut proxy);
+}
+
+#[test]
+#[ignore = "needs nginx: tests/all installs it"]
+fn nginx_as_in_the_readme_lets_those_write_who_have_the_token() {
+    let server = start_with_token();
+    writes_need_the_token(&Proxy::nginx(server.address()));
+    without_a_token_writes_are_refused(|server| Proxy::nginx(server.address()));
+}
+
+#[test]
+#[ignore = "needs nginx: tests/all installs it"]
+fn a_client_that_leaves_nginx_leaves_the_server() {
+    who_leaves_is_gone(|server| Proxy::nginx(server.address()));
+}
+
+#[test]
+#[ignore = "needs Caddy: tests/all installs it"]
+fn caddy_as_in_the_readme_passes_events_on_at_once_and_may_restart() {
+    let server = start_with_token();
+    let mut proxy = Proxy::caddy(server.address());
+    events_arrive_at_once(&server, &proxy);
+    a_restart_loses_nothing(&server, &mut proxy);
+}
+
+#[test]
+#[ignore = "needs Caddy: tests/all installs it"]
+fn caddy_as_in_the_readme_lets_those_write_who_have_the_token() {
+    let server = start_with_token();
+    writes_need_the_token(&Proxy::caddy(server.address()));
+    without_a_token_writes_are_refused(|server| Proxy::caddy(server.address()));
+}
+
+#[test]
+#[ignore = "needs Caddy: tests/all installs it"]
+fn a_client_that_leaves_caddy_leaves_the_server() {
+    who_leaves_is_gone(|server| Proxy::caddy(server.address()));
+}
+
+#[test]
+#[ignore = "needs nginx: tests/all installs it"]
+fn an_nginx_that_is_told_nothing_passes_events_on_and_nobody_writes_through_it() {
+    let server = start_with_token();
+    let mut proxy = Proxy::default_nginx(server.address());
+    events_arrive_at_once(&server, &proxy);
+    a_restart_loses_nothing(&server, &mut proxy);
+    // To a client of HTTP/1.0 it passes on what it got: a stream without chunks.
+    let mut old = Stream::request(proxy.address, "GET /events HTTP/1.0\r\n\r\n");
+    assert!(!old.head.contains("Transfer-Encoding"), "{}", old.head);
+    assert_eq!(old.next_named("init").json(), json!({"count": 3}));
+    without_a_token_writes_are_refused(|server| Proxy::default_nginx(server.address()));
+    who_leaves_is_gone(|server| Proxy::default_nginx(server.address()));
+}
+
+#[test]
+#[ignore = "needs nginx, Chromium and chromedriver: tests/all installs them"]
+fn the_page_shows_a_patch_behind_nginx_as_in_the_readme_and_as_it_is() {
+    let server = start_with_token();
+    the_page_shows_a_patch(&server, &Proxy::nginx(server.address()));
+    request(server.address(), "DELETE", "/state", &[BEARER], "").id();
+    the_page_shows_a_patch(&server, &Proxy::default_nginx(server.address()));
+}
+
+#[test]
+#[ignore = "needs Caddy, Chromium and chromedriver: tests/all installs them"]
+fn the_page_shows_a_patch_behind_caddy() {
+    let server = start_with_token();
+    the_page_shows_a_patch(&server, &Proxy::caddy(server.address()));
+}

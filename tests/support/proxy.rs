@@ -1,0 +1,145 @@
+//! Real proxies in front of a server: nginx and Caddy, with the README's very configurations or with none.
+//!
+//! Each is a process of its own, with a folder of its own for everything that it writes, without root, on a port of
+//! 127.0.0.1. Its end ends the process and removes the folder, also when the test panics.
+
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use crate::support::{blocks, signal, wait_until};
+
+/// Where the README's statecast listens.
+const README_SERVER: &str = "127.0.0.1:8080";
+
+pub struct Proxy {
+    pub address: SocketAddr,
+    folder: PathBuf,
+    command: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Proxy {
+    /// nginx, as the README configures it.
+    pub fn nginx(server: SocketAddr) -> Proxy {
+        let block = blocks("nginx").concat();
+        Proxy::nginx_with(|address| {
+            let block = replaced(&block, README_SERVER, &server.to_string());
+            replaced(&block, "listen 80;", &format!("listen {address};"))
+        })
+    }
+
+    /// nginx that is told nothing but where the server is.
+    pub fn default_nginx(server: SocketAddr) -> Proxy {
+        Proxy::nginx_with(|address| {
+            format!("server {{ listen {address}; location / {{ proxy_pass http://{server}; }} }}\n")
+        })
+    }
+
+    fn nginx_with(site: impl FnOnce(SocketAddr) -> String) -> Proxy {
+        let (address, folder) = (free_address(), new_folder());
+        let path = folder.display();
+        let folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+        let folders = folders.map(|name| format!("{name}_temp_path {path}/{name};\n")).concat();
+        // One process: whatever ends it leaves nothing behind.
+        let process = format!("daemon off;\nmaster_process off;\npid {path}/pid;\nevents {{}}\n");
+        let site = site(address);
+        fs::write(
+            folder.join("nginx.conf"),
+            format!("{process}http {{\naccess_log off;\n{folders}{site}}}\n"),
+        )
+        .expect("a file");
+        let options = [format!("-p{path}"), format!("-c{path}/nginx.conf"), "-e/dev/stderr".to_owned()];
+        Proxy::start_in(folder, address, [vec!["nginx".to_owned()], options.to_vec()].concat())
+    }
+
+    /// Caddy, as the README configures it, but without HTTPS: example.org is somebody else's.
+    pub fn caddy(server: SocketAddr) -> Proxy {
+        let (address, folder) = (free_address(), new_folder());
+        let site = replaced(&blocks("caddy").concat(), README_SERVER, &server.to_string());
+        let site = replaced(&site, "example.org", &format!("http://{address}"));
+        // Its second port would be one for all.
+        let site = replaced(&site, "grace_period", "admin off\n    grace_period");
+        fs::write(folder.join("Caddyfile"), site).expect("a file");
+        let file = folder.join("Caddyfile").display().to_string();
+        let command = ["caddy", "run", "--adapter", "caddyfile", "--config", &file].map(str::to_owned);
+        Proxy::start_in(folder, address, command.to_vec())
+    }
+
+    fn start_in(folder: PathBuf, address: SocketAddr, command: Vec<String>) -> Proxy {
+        let mut proxy = Proxy { address, folder, command, child: None };
+        proxy.start();
+        proxy
+    }
+
+    /// Starts it, or starts it again at the same address.
+    pub fn start(&mut self) {
+        let program = &self.command[0];
+        // Debian keeps nginx where only root looks.
+        let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("env");
+        command.arg(format!("PATH={path}")).args(&self.command);
+        for variable in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
+            command.env(variable, &self.folder);
+        }
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let child = self.child.insert(child.expect("env runs"));
+        let accepts = || TcpStream::connect(self.address).is_ok();
+        wait_until(|| accepts() || child.try_wait().expect("our child").is_some(), |is_over| *is_over);
+        if child.try_wait().expect("our child").is_some() {
+            let mut said = String::new();
+            child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("text");
+            panic!("{program} does not run (tests/all installs it): {said}");
+        }
+    }
+
+    /// Stops it as a restart of the machine's service would, and waits for that.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(&child, "TERM");
+            wait_until(|| child.try_wait().expect("our child"), Option::is_some);
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+        fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// The text with something in it replaced that must be there.
+fn replaced(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "the README's configuration has no {from:?}");
+    text.replace(from, to)
+}
+
+/// An address that the kernel gives to nobody by itself: a proxy comes back to it after a restart.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() as u16 % 10_000;
+    for _ in 0..1_000 {
+        let number = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], 20_000 + number));
+        match TcpListener::bind(address) {
+            Ok(_) => return address,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse, "{address}"),
+        }
+    }
+    panic!("a thousand ports are taken")
+}
+
+fn new_folder() -> PathBuf {
+    static COUNT: AtomicU16 = AtomicU16::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("statecast-proxy-{}-{number}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder for the proxy");
+    folder
+}
