@@ -100,7 +100,7 @@ const FAULTS: &[Row] = &[
         Fault::Bom,
         "bom",
         30,
-        "ends the stream; the next one from that address and user agent begins with a byte order mark",
+        "ends the stream; the next one from that address and user agent begins with a byte order mark, and has no retry",
     ),
     of_client(Fault::Comments, "comments", 5, "puts a comment before every line; some look like fields"),
     of_client(
@@ -280,7 +280,8 @@ impl Lab {
             switch,
             chunked: arrival.chunked,
             taken: Vec::new(),
-            opening: Some(if bom.is_some() { "\u{feff}" } else { "" }),
+            is_past_head: false,
+            opening: if bom.is_some() { "\u{feff}" } else { "" },
             events: VecDeque::new(),
             count: 0,
             has_ended: false,
@@ -343,8 +344,9 @@ struct FaultyWire {
     chunked: bool,
     /// What the stream wrote and is not whole yet: the HTTP head, a chunk, or an event without one.
     taken: Vec<u8>,
-    /// What goes before the first event; `None` past the head.
-    opening: Option<&'static str>,
+    is_past_head: bool,
+    /// What goes before the first event; empty when it has gone.
+    opening: &'static str,
     /// Whole events that are to be put into chunks.
     events: VecDeque<u8>,
     /// How many events there were.
@@ -362,11 +364,10 @@ impl FaultyWire {
     /// Takes apart what is whole.
     fn take(&mut self, bytes: &[u8]) {
         self.taken.extend_from_slice(bytes);
-        if let Some(opening) = self.opening {
+        if !self.is_past_head {
             let Some(end) = position(&self.taken, b"\r\n\r\n") else { return };
-            self.opening = None;
+            self.is_past_head = true;
             self.bytes.extend(self.taken.drain(..end + 4));
-            self.events.extend(opening.as_bytes());
         }
         if !self.chunked {
             let end = self.taken.windows(2).rposition(|pair| pair == b"\n\n").map_or(0, |start| start + 2);
@@ -394,6 +395,13 @@ impl FaultyWire {
         let text = std::str::from_utf8(events).expect("whole events are text");
         for frame in text.split_inclusive("\n\n") {
             self.count += 1;
+            if !self.opening.is_empty() {
+                if frame.starts_with("retry: ") {
+                    // Who does not know the mark would lose this line and not notice.
+                    continue;
+                }
+                self.events.extend(std::mem::take(&mut self.opening).as_bytes());
+            }
             match fault {
                 Some(Fault::SwallowHeartbeats) if frame.starts_with("event: heartbeat\n") => {}
                 Some(Fault::Comments) => self.events.extend(with_comments(frame).as_bytes()),
