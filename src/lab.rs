@@ -266,8 +266,9 @@ impl Lab {
         let switch = Arc::new(Mutex::new(stall));
         state.clients.insert(address, Arc::clone(&switch));
         state.boms.retain(|(_, _, until)| *until > Instant::now());
-        let is_here =
-            |(ip, agent, _): &(IpAddr, Option<String>, _)| *ip == address.ip() && *agent == arrival.user_agent;
+        let is_here = |(ip, agent, _): &(IpAddr, Option<String>, _)| {
+            *ip == address.ip() && *agent == arrival.user_agent
+        };
         let bom = state.boms.iter().position(is_here);
         if let Some(index) = bom {
             state.boms.swap_remove(index);
@@ -509,7 +510,7 @@ impl Drop for FaultyWire {
 /// The event with a comment before each of its lines; nobody may take one for a field.
 fn with_comments(frame: &str) -> String {
     let comments = [": a comment\n", ":\n", ":data: a comment, too\n", "::event: x\n"];
-    let lines = frame.trim_end().lines().zip(comments.iter().cycle());
+    let lines = lines(frame).zip(comments.iter().cycle());
     let mut text: String = lines.flat_map(|(line, comment)| [comment, line, "\n"]).collect();
     text.push('\n');
     text
@@ -519,7 +520,7 @@ fn with_comments(frame: &str) -> String {
 fn odd(frame: &str, number: usize) -> String {
     // Of the whole event: a CR before an LF would be one end of a line, and not two.
     let end = ["\r", "\r\n", "\n"][number % 3];
-    let mut lines = vec![
+    let mut written = vec![
         "unknown: field".to_owned(),
         "unknown".to_owned(),
         "Data: names are written small".to_owned(),
@@ -530,25 +531,29 @@ fn odd(frame: &str, number: usize) -> String {
         "id: an id has no \0".to_owned(),
         "event: of-two-the-last".to_owned(),
     ];
-    let (data, others): (Vec<&str>, Vec<&str>) =
-        frame.trim_end().lines().partition(|line| line.starts_with("data:"));
+    let (data, others): (Vec<&str>, Vec<&str>) = lines(frame).partition(|line| line.starts_with("data:"));
     let is_json = ["event: hello", "event: init", "event: update"].iter().any(|name| others.contains(name));
     for line in data {
         let value = line["data:".len()..].strip_prefix(' ').unwrap_or_default();
         if is_json && value.len() > 1 && value.starts_with(['{', '[']) {
             let (bracket, rest) = value.split_at(1);
-            lines.extend([format!("data:{bracket}"), format!("data:{rest}")]);
+            written.extend([format!("data:{bracket}"), format!("data:{rest}")]);
         } else if value.starts_with(' ') {
-            lines.push(line.to_owned());
+            written.push(line.to_owned());
         } else if value.is_empty() {
-            lines.push("data".to_owned());
+            written.push("data".to_owned());
         } else {
-            lines.push(format!("data:{value}"));
+            written.push(format!("data:{value}"));
         }
     }
-    lines.extend(others.iter().map(|line| line.replacen(": ", ":", 1)));
-    lines.push(String::new());
-    lines.iter().flat_map(|line| [line.as_str(), end]).collect()
+    written.extend(others.iter().map(|line| line.replacen(": ", ":", 1)));
+    written.push(String::new());
+    written.iter().flat_map(|line| [line.as_str(), end]).collect()
+}
+
+/// The lines of an event, without the empty one at its end.
+fn lines(frame: &str) -> impl Iterator<Item = &str> {
+    frame.strip_suffix("\n\n").unwrap_or(frame).split('\n')
 }
 
 fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {

@@ -363,6 +363,7 @@ fn publish_all_kinds(address: SocketAddr) -> Vec<EventId> {
         event("  two spaces\nand\r\n\r\nlines: 3\n"),
         put(address, "/state/b", "21.5"),
         event("a colon: first"),
+        event("two spaces at the end  "),
         event("data: x"),
         delete(address, "/state/b"),
         event("the last"),
