@@ -122,18 +122,25 @@ impl Rules {
 /// Whether a page's origin is the host and port that it sent its request to. The scheme may differ: TLS can end at a
 /// proxy.
 fn is_same_origin(origin: &str, host: &str) -> bool {
-    let authority = origin.split_once("://").map(|(_, authority)| authority);
+    // No other scheme is a page's that this server has sent.
+    let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
     authority.is_some_and(|authority| !host.is_empty() && authority.eq_ignore_ascii_case(host))
 }
 
 /// Whether a `Host` names this machine to itself. A foreign name can be made to point here, and a browser would not
 /// know the difference.
 fn is_loopback_host(host: &str) -> bool {
-    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, port)) if port.is_empty() || port.starts_with(':') => address,
-        Some(_) => return false,
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, "")) => (address, None),
+        Some((address, rest)) => match rest.strip_prefix(':') {
+            Some(port) => (address, Some(port)),
+            None => return false,
+        },
+        None => host.rsplit_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
     };
+    if port.is_some_and(|port| !port.bytes().all(|byte| byte.is_ascii_digit())) {
+        return false;
+    }
     let name = name.to_ascii_lowercase();
     name == "localhost"
         || name.ends_with(".localhost")

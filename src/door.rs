@@ -76,14 +76,14 @@ pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> 
     let headers = request.headers();
     check_head(request.url(), headers)?;
     let target = request.url();
-    // A proxy's absolute form names a scheme and a host before the path.
-    let target = match target.split_once("://") {
-        Some((_, rest)) if !target.starts_with('/') => rest.find('/').map_or("/", |slash| &rest[slash..]),
-        _ => target,
+    let (authority, target) = match absolute(target) {
+        Some((authority, target)) => (Some(authority), target),
+        None => (None, target),
     };
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let path = decoded(path)?;
-    // `OPTIONS *` asks for the server as a whole.
+    // `OPTIONS *` asks for the server as a whole. An absolute form may do without a path.
+    let path = if path.is_empty() && authority.is_some() { "/".to_owned() } else { path };
     if !path.starts_with('/') && path != "*" {
         return Err(Unfit::new(400, "a request's target begins with /"));
     }
@@ -94,17 +94,19 @@ pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> 
     let value = |name| values(headers, name).next().map(str::to_owned);
     let forwarding = |header: &Header| {
         let name = header.field.as_str().as_str().to_ascii_lowercase();
-        matches!(&*name, "forwarded" | "via" | "x-real-ip") || name.starts_with("x-forwarded-")
+        matches!(&*name, "forwarded" | "via" | "x-real-ip") || name.starts_with("x-forwarded")
     };
     let content_type = value("Content-Type").unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     let connection = value("Connection").unwrap_or_default().to_ascii_lowercase();
+    let host_header = value("Host");
     let call = Call {
         method: request.method().clone(),
         path,
         query: query.collect::<Result<_, Unfit>>()?,
         peer,
-        host: value("Host"),
+        // What the target names is what was asked for, whatever the header says (RFC 9112, 3.2.2).
+        host: host_header.map(|host| authority.map_or(host, str::to_owned)),
         origin: value("Origin"),
         bearer: value("Authorization").as_deref().and_then(bearer),
         is_forwarded: headers.iter().any(forwarding),
@@ -138,6 +140,10 @@ fn check_head(target: &str, headers: &[Header]) -> Result<(), Unfit> {
     let is_name = |name: &str| !name.is_empty() && name.bytes().all(is_token);
     if !headers.iter().all(|header| is_name(header.field.as_str().as_str())) {
         return Err(Unfit::new(400, "a header has a name, of letters, digits and hyphens"));
+    }
+    // Which of two counts is anybody's guess, and who may do what hangs on it.
+    if ["Host", "Origin", "Authorization"].iter().any(|name| values(headers, name).nth(1).is_some()) {
+        return Err(Unfit::new(400, "a request has one Host, one Origin and one Authorization at most"));
     }
     let codings: Vec<&str> = values(headers, "Transfer-Encoding").collect();
     let lengths: Vec<&str> = values(headers, "Content-Length").collect();
@@ -222,6 +228,13 @@ fn read_up_to(reader: &mut dyn Read, max: usize) -> io::Result<Vec<u8>> {
         }
     }
     Ok(body)
+}
+
+/// A proxy's absolute form: the host that it names, and the rest.
+fn absolute(target: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = target.split_once("://")?;
+    let is_ours = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+    is_ours.then(|| rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len())))
 }
 
 fn bearer(authorization: &str) -> Option<String> {

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::net::SocketAddr;
+
 use statecast::{Origin, Token};
 use support::*;
 
@@ -97,6 +99,151 @@ fn a_listed_origin_may_read_and_write_and_no_other() {
     // Refusals, too, can be read by the page that they are for.
     let refused = request(address, "PUT", "/state/a", &listed, "{");
     assert_eq!((refused.status, refused.header(allowed)), (400, Some("https://page.example")));
+}
+
+/// The status that a request gets, byte for byte as it is written here.
+fn status(address: SocketAddr, method: &str, target: &str, headers: &str) -> u16 {
+    let bytes =
+        format!("{method} {target} HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: 1\r\n\r\n1");
+    let answer = exchange(address, bytes.as_bytes());
+    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{answer:?}"))
+}
+
+#[test]
+fn no_way_of_writing_a_host_makes_a_foreign_one_ours() {
+    let server = start();
+    let address = server.address();
+    let table = [
+        (200, "/state/a", "Host: localhost\r\n"),
+        (200, "/state/a", "host: LocalHost:1\r\n"),
+        (200, "/state/a", "Host: a.localhost\r\n"),
+        (200, "/state/a", "Host: [::1]:8080\r\n"),
+        (200, "/state/a", "Host: [::ffff:127.0.0.1]\r\n"),
+        (200, "http://localhost/state/a", "Host: localhost\r\n"),
+        (200, "HTTP://127.0.0.1:8080/state/a", "Host: evil.example\r\n"),
+        (403, "/state/a", "Host: localhost.\r\n"),
+        (403, "/state/a", "Host: evil.example\r\n"),
+        (403, "/state/a", "Host: localhost.evil.example\r\n"),
+        (403, "/state/a", "Host: xlocalhost\r\n"),
+        (403, "/state/a", "Host: localhost@evil.example\r\n"),
+        (403, "/state/a", "Host: localhost:80@evil.example\r\n"),
+        (403, "/state/a", "Host: localhost:evil.example\r\n"),
+        (403, "/state/a", "Host: [::1]:evil.example\r\n"),
+        (403, "/state/a", "Host: localhost/evil.example\r\n"),
+        (403, "/state/a", "Host: evil.example, localhost\r\n"),
+        (403, "/state/a", "Host: 127.0.0.1.evil.example\r\n"),
+        (403, "/state/a", "Host: 127.1.evil\r\n"),
+        (403, "/state/a", "Host: [::ffff:10.0.0.1]\r\n"),
+        (403, "/state/a", "Host:\r\n"),
+        (400, "/state/a", "X-Host: localhost\r\n"),
+        (400, "/state/a", "Host: localhost\r\nHost: evil.example\r\n"),
+        (400, "/state/a", "Host: evil.example\r\nhost: localhost\r\n"),
+        // The target counts, not the header.
+        (403, "http://evil.example/state/a", "Host: localhost\r\n"),
+        (403, "http://localhost@evil.example/state/a", "Host: localhost\r\n"),
+        (400, "evil://localhost/state/a", "Host: localhost\r\n"),
+        (400, "x?http://localhost/state/a", "Host: localhost\r\n"),
+        (400, "state/a", "Host: localhost\r\n"),
+    ];
+    for (expected, target, headers) in table {
+        assert_eq!(status(address, "PUT", target, headers), expected, "{target} {headers}");
+    }
+    let proxies = [
+        "Forwarded",
+        "VIA",
+        "x-real-ip",
+        "X-Forwarded-Host",
+        "X-FORWARDED-FOR",
+        "x-forwarded-",
+        "X-Forwarded",
+    ];
+    for proxy in proxies {
+        let headers = format!("Host: localhost\r\n{proxy}: 127.0.0.1\r\n");
+        assert_eq!(status(address, "PUT", "/state/a", &headers), 403, "{headers}");
+        assert_eq!(status(address, "GET", "/clients", &headers), 403, "{headers}");
+    }
+}
+
+#[test]
+fn no_way_of_writing_an_origin_makes_a_foreign_one_ours() {
+    let server = start_with(|config| {
+        config.open = true;
+        config.allow_origin = vec![Origin::new("https://page.example").unwrap()];
+    });
+    let address = server.address();
+    let table = [
+        (200, "http://here.example:8080"),
+        (200, "https://HERE.example:8080"),
+        (200, "https://page.example"),
+        (403, "null"),
+        (403, ""),
+        (403, "http://"),
+        (403, "here.example:8080"),
+        (403, "http://here.example"),
+        (403, "http://here.example:80800"),
+        (403, "http://here.example:8080/"),
+        (403, "http://here.example:8080.evil.example"),
+        (403, "http://here.example:8080@evil.example"),
+        (403, "http://evil.example@here.example:8080"),
+        (403, "http://evil.example/here.example:8080"),
+        (403, "http://evil.example http://here.example:8080"),
+        (403, "http://evil.example://here.example:8080"),
+        (403, "app://here.example:8080"),
+        (403, "http://page.example"),
+        (403, "https://page.example:443"),
+        (403, "https://page.example.evil.example"),
+        (403, "https://xpage.example"),
+    ];
+    for (expected, origin) in table {
+        let headers = format!("Host: here.example:8080\r\nOrigin: {origin}\r\n");
+        for (method, target) in
+            [("PUT", "/state/a"), ("POST", "/events"), ("PATCH", "/state/b"), ("POST", "/state/a")]
+        {
+            assert_eq!(status(address, method, target, &headers), expected, "{method} {origin}");
+        }
+        // A browser asks first; what it is told names nobody who is not listed.
+        let ask = format!(
+            "OPTIONS /state/a HTTP/1.1\r\n{headers}Access-Control-Request-Method: PUT\r\nConnection: close\r\n\r\n"
+        );
+        let answer = exchange(address, ask.as_bytes());
+        assert_eq!(answer.contains("Access-Control-Allow-"), origin == "https://page.example", "{answer}");
+        assert!(!answer.contains("Allow-Credentials"), "{answer}");
+    }
+    let twice = "Host: here.example\r\nOrigin: https://page.example\r\nOrigin: http://evil.example\r\n";
+    assert_eq!(status(address, "PUT", "/state/a", twice), 400);
+}
+
+#[test]
+fn a_secret_reaches_no_log_no_error_and_no_list() {
+    let (writer, reader) = ("s3cret-writer", "s3cret-reader");
+    let server = Binary::start(&["--publish-token", writer, "--subscribe-token", reader, "--verbose"]);
+    let address = server.address;
+    let bearer = format!("Bearer {writer}");
+    let bearer = [("Authorization", bearer.as_str())];
+    let mut stream = Stream::open(address, &format!("/events?token={reader}"));
+    stream.next_named("init");
+    let mut told = vec![server.greeting.clone(), stream.head.clone()];
+    for (method, path) in [("PUT", "/state/a"), ("GET", "/clients"), ("GET", "/state"), ("GET", "/metrics")] {
+        let answer = request(address, method, path, &bearer, if method == "PUT" { "1" } else { "" });
+        assert_eq!(answer.status, 200);
+        told.push(format!("{answer:?}"));
+    }
+    // Refusals of what is nearly right.
+    for path in [
+        format!("/events?token=x{reader}"),
+        format!("/state/{writer}/x?token={reader}"),
+        format!("/{reader}"),
+    ] {
+        let refused = get(address, &path);
+        assert!(refused.status >= 400);
+        told.push(format!("{refused:?}"));
+    }
+    let refused = request(address, "PUT", &format!("/state/a?token={writer}"), &[], "1");
+    assert_eq!(refused.status, 401);
+    told.push(format!("{refused:?}"));
+    server.signal("TERM");
+    told.push(server.wait().1);
+    assert!(told.iter().all(|text| !text.contains("s3cret")), "{told:?}");
 }
 
 #[test]

@@ -281,19 +281,36 @@ fn a_request_that_others_would_read_differently_is_refused_and_closed() {
     let heads = [
         "Transfer-Encoding: identity",
         "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding: chunked\r\nContent-Length: 3",
+        "Content-Length: 1\r\nTransfer-Encoding: identity",
         "Content-Length: 1\r\nContent-Length: 1",
+        "Content-Length: 0\r\nContent-Length: 50",
+        "Content-Length: 0, 0",
         "Content-Length: x",
         "Content-Length: -1",
+        "Content-Length: +0",
+        "Content-Length:",
         "X: a\rb",
         "X: a\nb",
+        "X: a\nContent-Length: 50",
+        "X: a\0b",
+        "X(y): z",
+        "Host: localhost",
+        "Origin: http://localhost\r\nOrigin: http://localhost",
+        "Authorization: Bearer a\r\nAuthorization: Bearer b",
     ];
     for head in heads {
         let bytes = format!("PUT /state/b HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n{smuggled}");
         let answer = exchange(address, bytes.as_bytes());
         assert!(answer.starts_with("HTTP/1.1 400"), "{head:?}: {answer}");
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{head:?}: {answer}");
+        assert_eq!(get(address, "/state").body, r#"{"a":1}"#, "{head:?}");
     }
+    // What was smuggled, too, goes to the queue before this.
+    assert_eq!(request(address, "GET", "/healthz", &[], "").status, 200);
     assert_eq!(get(address, "/state").body, r#"{"a":1}"#);
 }
 
