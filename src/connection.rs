@@ -11,16 +11,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tiny_http::{Request, Response, ResponseBox};
+use tiny_http::{Header, Request, Response, ResponseBox};
 
+use crate::allocator::is_anybody_sleeping;
+use crate::door::has_body_to_come;
 use crate::metrics::Metrics;
 use crate::socket::{Identity, Socket, Sockets};
 use crate::stream::Wire;
 
-/// Requests that may wait: behind another one of the same connection, behind an open stream, and in all.
+/// Requests that may wait: behind another one of the same connection, and behind an open stream.
 const MAX_PARKED: usize = 1_024;
 const MAX_PARKED_BEHIND_STREAM: usize = 4;
-const MAX_PARKED_IN_ALL: usize = 8_192;
+/// What all that wait may take in memory: a head can have a quarter of a megabyte.
+const MAX_PARKED_BYTES: usize = 16 << 20;
+/// What each takes, or a little more, beside its head.
+const REQUEST: usize = 1_024;
 
 /// What is read and thrown away behind a refusal, so that closing does not take it along.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -42,8 +47,10 @@ pub(crate) struct Connections {
     open: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
     /// Since when a head has been on its way.
     heads: Mutex<HashMap<Identity, Instant>>,
-    parked: AtomicUsize,
+    parked_bytes: AtomicUsize,
     slow: AtomicUsize,
+    /// Cut by the keeper, and not let go by tiny_http when last looked at.
+    cut: Mutex<HashSet<Identity>>,
     patience: Patience,
     metrics: Arc<Metrics>,
 }
@@ -58,7 +65,34 @@ struct Connection {
 struct State {
     doing: Doing,
     /// Requests that came meanwhile.
-    parked: VecDeque<Request>,
+    parked: VecDeque<Parked>,
+}
+
+enum Parked {
+    Request(Request),
+    /// One that is not going to be answered, and of which the place in the order is left: dropped before its turn, it
+    /// would let tiny_http's own answer to the next one into the middle of this one's (`util/sequential.rs:161`).
+    Spent {
+        _writer: Box<dyn Write + Send>,
+    },
+}
+
+impl Parked {
+    /// Of a request whose body tiny_http reads only when it is dropped nothing can be thrown away.
+    fn spent(request: Request) -> Parked {
+        if has_body_to_come(&request) {
+            Parked::Request(request)
+        } else {
+            Parked::Spent { _writer: request.into_writer() }
+        }
+    }
+
+    fn weight(&self) -> usize {
+        match self {
+            Parked::Request(request) => weight(request),
+            Parked::Spent { .. } => REQUEST,
+        }
+    }
 }
 
 enum Doing {
@@ -98,8 +132,9 @@ impl Connections {
             sockets: Sockets::new(address),
             open: Mutex::default(),
             heads: Mutex::default(),
-            parked: AtomicUsize::new(0),
+            parked_bytes: AtomicUsize::new(0),
             slow: AtomicUsize::new(0),
+            cut: Mutex::default(),
             patience,
             metrics,
         }
@@ -129,9 +164,12 @@ impl Connections {
                 Doing::Busy { .. } => MAX_PARKED,
                 Doing::Streaming => MAX_PARKED_BEHIND_STREAM,
             };
-            state.parked.push_back(request);
-            let in_all = self.parked.fetch_add(1, Ordering::Relaxed) + 1;
-            let is_too_many = state.parked.len() > most || in_all > MAX_PARKED_IN_ALL;
+            let in_all = self.parked_bytes.load(Ordering::Relaxed) + weight(&request);
+            let is_too_many = state.parked.len() >= most || in_all > MAX_PARKED_BYTES;
+            let is_spent = is_too_many || matches!(state.doing, Doing::Streaming);
+            let parked = if is_spent { Parked::spent(request) } else { Parked::Request(request) };
+            self.parked_bytes.fetch_add(parked.weight(), Ordering::Relaxed);
+            state.parked.push_back(parked);
             return Begun::Parked { too_many: is_too_many.then(|| Turnless(Arc::clone(connection))) };
         }
         let state = State { doing: Doing::Busy { body_until: None }, parked: VecDeque::new() };
@@ -190,14 +228,18 @@ impl Connections {
                 .as_deref()
                 .map(|state| &state.doing)
             {
-                Some(Doing::Busy { body_until }) => body_until.is_some_and(|until| now > until),
-                Some(Doing::Streaming) => false,
+                Some(Doing::Busy { body_until: Some(until) }) => now > *until,
+                // A head without end behind an answer that takes its time.
+                Some(Doing::Busy { body_until: None }) if !is_anybody_sleeping() || !has_unread(identity) => {
+                    false
+                }
                 // It is to be closed for good, if it could not be the first time.
                 Some(Doing::Closed(_)) => true,
                 Some(Doing::Idle(since)) if now - *since > self.patience.idle => true,
                 Some(Doing::Idle(since)) if !has_sent_within(identity, now - *since) => false,
-                // A head is on its way, the first one or a later one.
-                None | Some(Doing::Idle(_)) => {
+                // A head is on its way, the first one or a later one. Behind a stream nothing should be: its reading
+                // side is shut, and then it is not among those found.
+                None | Some(Doing::Busy { .. } | Doing::Idle(_) | Doing::Streaming) => {
                     let since = heads.get(&identity).copied().filter(|_| !all_busy).unwrap_or(now);
                     still_reading.insert(identity, since);
                     now - since > self.patience.head
@@ -211,9 +253,16 @@ impl Connections {
         *heads = still_reading;
         drop(heads);
         drop(open);
+        let mut cut = lock(&self.cut);
+        // tiny_http lets go of a connection that has ended, but for those on which it has locked itself up
+        // (client.rs:234).
+        cut.retain(|identity| identity.open().is_some());
+        self.metrics.stuck_connections.set(cut.len() as u64);
         for identity in late {
-            identity.close();
-            self.metrics.cut_connections.add(1);
+            identity.cut();
+            if cut.insert(identity) {
+                self.metrics.cut_connections.add(1);
+            }
         }
         gone
     }
@@ -310,6 +359,15 @@ impl Turn {
         let is_too_much = {
             let mut state = lock(&self.connection.state);
             state.doing = Doing::Streaming;
+            for parked in std::mem::take(&mut state.parked) {
+                let before = parked.weight();
+                let parked = match parked {
+                    Parked::Request(request) => Parked::spent(request),
+                    spent @ Parked::Spent { .. } => spent,
+                };
+                self.connections.parked_bytes.fetch_sub(before - parked.weight(), Ordering::Relaxed);
+                state.parked.push_back(parked);
+            }
             state.parked.len() > MAX_PARKED_BEHIND_STREAM
         };
         if let Some(socket) = self.socket() {
@@ -332,16 +390,16 @@ impl Turn {
     /// The next request that this connection sent meanwhile; without one it is idle.
     pub fn next(mut self) -> Option<(Request, Turn)> {
         let mut state = lock(&self.connection.state);
-        let request = state.parked.pop_front();
-        state.doing = match request {
-            Some(_) => Doing::Busy { body_until: None },
-            None => Doing::Idle(Instant::now()),
-        };
-        drop(state);
-        if let Some(request) = request {
-            self.connections.parked.fetch_sub(1, Ordering::Relaxed);
-            return Some((request, self));
+        while let Some(parked) = state.parked.pop_front() {
+            self.connections.parked_bytes.fetch_sub(parked.weight(), Ordering::Relaxed);
+            if let Parked::Request(request) = parked {
+                state.doing = Doing::Busy { body_until: None };
+                drop(state);
+                return Some((request, self));
+            }
         }
+        state.doing = Doing::Idle(Instant::now());
+        drop(state);
         self.goes_on = true;
         None
     }
@@ -362,10 +420,12 @@ impl Drop for Turn {
             state.doing = Doing::Closed(Instant::now());
             std::mem::take(&mut state.parked)
         };
-        self.connections.parked.fetch_sub(parked.len(), Ordering::Relaxed);
-        for request in parked {
-            // Not under the lock: it is answered (request.rs:463), here into a socket that is shut.
-            self.connections.dismiss(request, Response::empty(503).boxed());
+        for parked in parked {
+            self.connections.parked_bytes.fetch_sub(parked.weight(), Ordering::Relaxed);
+            if let Parked::Request(request) = parked {
+                // Not under the lock: it is answered (request.rs:463), here into a socket that is shut.
+                self.connections.dismiss(request, Response::empty(503).boxed());
+            }
         }
     }
 }
@@ -438,6 +498,21 @@ fn has_sent_within(identity: Identity, ago: Duration) -> bool {
     const MARGIN: Duration = Duration::from_millis(100);
     let last_received = identity.open().and_then(|socket| socket.last_received());
     last_received.is_some_and(|received| received + MARGIN < ago)
+}
+
+/// What a request takes in memory while it waits, or a little more.
+fn weight(request: &Request) -> usize {
+    const HEADER: usize = 128;
+    let headers = request.headers().iter();
+    let text = |header: &Header| header.field.as_str().len() + header.value.len() + HEADER;
+    // tiny_http reads up to so much of a body by itself (request.rs:184).
+    let body = request.body_length().unwrap_or(0).min(1_024);
+    REQUEST + request.url().len() + headers.map(text).sum::<usize>() + body
+}
+
+/// Whether something waits that tiny_http has not read.
+fn has_unread(identity: Identity) -> bool {
+    identity.open().and_then(|socket| socket.unread()).is_some_and(|count| count > 0)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -224,7 +224,10 @@ impl Shared {
                 Ok(None) if others >= WAITING_THREADS => return,
                 Ok(None) => {}
             }
-            self.waiting.fetch_add(1, Ordering::AcqRel);
+            if self.waiting.fetch_add(1, Ordering::AcqRel) == WAITING_THREADS {
+                // Whoever took its turn when fewer waited would keep it for long, and the rest behind it.
+                server.http.unblock();
+            }
         }
         self.waiting.fetch_sub(1, Ordering::AcqRel);
     }

@@ -19,6 +19,16 @@ impl Counter {
     }
 }
 
+/// A number that rises and falls.
+#[derive(Default)]
+pub(crate) struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+}
+
 /// Panics in tiny_http's threads, in the whole process: a thread does not know its server.
 static TINY_HTTP_PANICS: Counter = Counter(AtomicU64::new(0));
 
@@ -55,6 +65,7 @@ pub(crate) struct Metrics {
     pub unfound_sockets: Counter,
     pub cut_connections: Counter,
     pub abandoned_requests: Counter,
+    pub stuck_connections: Gauge,
 }
 
 impl Metrics {
@@ -95,6 +106,10 @@ impl Metrics {
             put(&format!("statecast_{name}_total"), help, "counter", counter.value());
         }
         put("statecast_clients", "Open event streams", "gauge", clients as u64);
+        let stuck = self.stuck_connections.0.load(Ordering::Relaxed);
+        let help =
+            "Connections that were cut and that tiny_http does not let go; each costs a thread for good";
+        put("statecast_stuck_connections", help, "gauge", stuck);
         put("statecast_history_bytes", "What history holds", "gauge", history_bytes as u64);
         text
     }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -53,6 +54,14 @@ impl Identity {
             socket.close();
         }
     }
+
+    /// Ends both directions, and throws away what tiny_http has not read yet.
+    pub fn cut(&self) {
+        if let Some(socket) = self.open() {
+            socket.close();
+            socket.discard();
+        }
+    }
 }
 
 /// A connection's socket. Acting on it acts on tiny_http's, for the two share it; dropping it changes nothing.
@@ -67,6 +76,14 @@ impl Socket {
     /// Ends both directions; what was written before still arrives.
     pub fn close(&self) {
         SockRef::from(&self.0).shutdown(Shutdown::Both).ok();
+    }
+
+    /// Throws away what was received and not read. When both directions are shut nothing more is received.
+    fn discard(&self) {
+        let mut piece = [MaybeUninit::uninit(); 16 << 10];
+        let receive =
+            |piece: &mut [_]| SockRef::from(&self.0).recv_with_flags(piece, libc::MSG_DONTWAIT).unwrap_or(0);
+        while receive(&mut piece) > 0 {}
     }
 
     /// Makes writes through any descriptor of this socket return at once.
@@ -113,11 +130,20 @@ impl Socket {
     }
 
     /// Bytes that were written and not acknowledged by the peer.
-    #[allow(unsafe_code)]
     pub fn unacknowledged(&self) -> Option<u64> {
+        self.queued(libc::TIOCOUTQ)
+    }
+
+    /// Bytes that were received and not read by tiny_http.
+    pub fn unread(&self) -> Option<u64> {
+        self.queued(libc::FIONREAD)
+    }
+
+    #[allow(unsafe_code)]
+    fn queued(&self, which: libc::Ioctl) -> Option<u64> {
         let mut count: libc::c_int = 0;
-        // SAFETY: the descriptor is open, for `self` owns it; TIOCOUTQ writes one int to where it is told.
-        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+        // SAFETY: the descriptor is open, for `self` owns it; both requests write one int to where they are told.
+        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), which, &raw mut count) };
         (done == 0).then_some(count as u64)
     }
 }

@@ -55,30 +55,38 @@ fn absurd_requests_disturb_nobody() {
     let lengths = [
         "0",
         "1",
+        "1024",
         "1025",
         "1048577",
         "-1",
+        "+1",
         "x",
+        "",
         "1e3",
+        "1\r\nContent-Length: 1",
+        "1\r\nContent-Length: 2",
+        "1\r\nTransfer-Encoding: chunked",
         "4294967296",
+        "99999999999999",
         "9223372036854775807",
+        "9223372036854775808",
+        "18446744073709551615",
         "18446744073709551616",
+        "99999999999999999999999999",
     ];
     for version in ["HTTP/1.0", "HTTP/1.1", "HTTP/0.9", "HTTP/1.2", "http/1.1", "HTTP/2.0", "HTTP/3.0"] {
         for length in lengths {
-            // The versions that tiny_http deadlocks on cost a thread each: one of each is enough.
-            if version < "HTTP/2" || length == "0" {
-                let head =
-                    format!("PUT /state/a {version}\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
-                let mut connection = connect(address);
-                connection.write_all(head.as_bytes()).unwrap();
-                connection.shutdown(Shutdown::Both).ok();
-            }
+            let head =
+                format!("PUT /state/a {version}\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
+            let mut connection = connect(address);
+            connection.write_all(head.as_bytes()).unwrap();
+            connection.shutdown(Shutdown::Both).ok();
         }
         witness.goes_on();
     }
     let many_headers = "X: y\r\n".repeat(3_000);
-    let odd: [Vec<u8>; 12] = [
+    let chunked = "POST /state HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut odd: Vec<Vec<u8>> = vec![
         b"\0\0\0\0".to_vec(),
         b"\r\n\r\n\r\n".to_vec(),
         b"GET\r\n\r\n".to_vec(),
@@ -88,11 +96,25 @@ fn absurd_requests_disturb_nobody() {
         b"GET /%ff%00%zz HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
         format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(100_000)).into_bytes(),
         format!("GET / HTTP/1.1\r\nHost: x\r\n{many_headers}\r\n").into_bytes(),
-        b"POST /state HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec(),
-        b"POST /state HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nx"
-            .to_vec(),
+        b"GET / HTTP/1.1\nHost: x\n\n".to_vec(),
+        b"GET / HTTP/1.1\rHost: x\r\r".to_vec(),
+        b"GET /\0 HTTP/1.1\r\nHost: x\0\r\nX\0: \0\r\n\r\n".to_vec(),
+        b"GET / HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n".to_vec(),
+        b"POST /state HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n{}".to_vec(),
+        format!("{chunked}zz\r\n").into_bytes(),
+        format!("{chunked}-1\r\nx").into_bytes(),
+        format!("{chunked}ffffffffffffffff\r\nx").into_bytes(),
+        format!("{chunked}{}", "1".repeat(100_000)).into_bytes(),
         b"POST /state HTTP/1.1\r\nHost: localhost\r\nExpect: a miracle\r\n\r\n".to_vec(),
     ];
+    let mut seed = 1u64;
+    odd.extend((0..100).map(|length| {
+        let noise = (0..length * 5).map(|_| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 56) as u8
+        });
+        noise.collect()
+    }));
     for bytes in &odd {
         poke(address, bytes);
         witness.goes_on();
@@ -113,37 +135,236 @@ fn absurd_requests_disturb_nobody() {
 }
 
 #[test]
-fn an_endless_header_does_not_take_the_memory() {
-    const CONNECTIONS: usize = 12;
+fn clients_that_vanish_at_any_point_disturb_nobody() {
+    let server = Binary::start(&[]);
+    let address = server.address;
+    let mut witness = Witness::new(address);
+    let before = (server.count_in("fd"), server.count_in("task"));
+    let whole = [
+        format!("PUT /state/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n\r\n{}", "1".repeat(50)),
+        "PUT /state/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n"
+            .to_owned(),
+        "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\nGET /state HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            .to_owned(),
+    ];
+    for request in &whole {
+        for (point, _) in request.char_indices() {
+            let bytes = &request.as_bytes()[..point];
+            // One resets, one says goodbye.
+            let mut resets = connect_from(0, address).unwrap();
+            resets.write_all(bytes).unwrap();
+            drop(resets);
+            connect(address).write_all(bytes).unwrap();
+            if point % 16 == 0 {
+                witness.goes_on();
+            }
+        }
+    }
+    wait_until(
+        || {
+            // A client that left is noticed when it is written to.
+            put(address, "/state/b", "1");
+            (server.count_in("fd"), server.count_in("task"))
+        },
+        |(descriptors, threads)| *descriptors <= before.0 + 4 && *threads <= before.1 + 8,
+    );
+    witness.goes_on();
+    assert_eq!(get(address, "/state/a").status, 404, "half a request changes nothing");
+}
+
+/// A connection that takes next to nothing before it is read.
+fn connect_narrow(address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(1).unwrap();
+    socket.connect(&SockAddr::from(address)).unwrap();
+    socket.into()
+}
+
+/// Sends a start and then more and more, until it is cut or has sent as much as nobody would hold.
+fn send_without_end(address: SocketAddr, start: &str, more: &str) -> thread::JoinHandle<bool> {
+    const MOST: usize = 32 << 20;
+    let (start, piece) = (start.to_owned(), more.repeat((64 << 10) / more.len() + 1));
+    thread::spawn(move || {
+        let mut connection = connect(address);
+        connection.write_all(start.as_bytes()).unwrap();
+        (0..MOST / piece.len()).try_for_each(|_| connection.write_all(piece.as_bytes())).is_err()
+    })
+}
+
+#[test]
+fn a_head_without_end_does_not_take_the_memory() {
     let server = Binary::start(&[]);
     let address = server.address;
     let mut witness = Witness::new(address);
     witness.goes_on();
-    let before = (server.resident_kib(), server.count_in("task"), server.count_in("fd"));
-    for number in 0..CONNECTIONS {
-        // Ends when it is cut, or with the test: a writer whose window is closed may hear of its end late.
-        thread::spawn(move || {
-            let mut connection = connect(address);
-            let start: &[u8] = if number % 2 == 0 { b"GET / HTTP/1.1\r\nX: " } else { b"GET /" };
-            connection.write_all(start).unwrap();
-            let piece = vec![b'x'; 64 << 10];
-            // At most 32 MiB each: more than memory is allowed to grow by in all.
-            (0..512).try_for_each(|_| connection.write_all(&piece)).is_err()
-        });
+    let before = (server.resident_kib(), wait_until(|| server.count_in("fd"), |count| *count < 16));
+    let medium = format!("X: {}\r\n", "x".repeat(100_000));
+    let stream = "GET /events HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n";
+    let kinds = [
+        ("GET /", "x"),
+        ("GET / HTTP/1.1\r\nX: ", "x"),
+        ("GET / HTTP/1.1\r\n", &medium),
+        ("GET / HTTP/1.1\r\n", "X: y\r\n"),
+        ("GET / HTTP/1.1\r\n", ":\r\n"),
+        // Behind a stream nothing is read, but for what has come with it.
+        (stream, ":\r\n"),
+    ];
+    // They end when they are cut, or with the test: a writer whose window is closed may hear of its end late.
+    for (start, more) in kinds {
+        for _ in 0..3 {
+            send_without_end(address, start, more);
+        }
     }
-    // Not `before` and so many more: a connection that was about to be closed may be among those before.
-    wait_until(|| server.count_in("fd"), |count| *count >= 2 * CONNECTIONS + 4);
+    // A hundred thousand, and then no more: it is as absurd.
+    let many = format!("GET / HTTP/1.1\r\n{}", "X: y\r\n".repeat(100_000));
+    let mut many_headers = connect(address);
+    thread::spawn(move || many_headers.write_all(many.as_bytes()).and_then(|()| many_headers.read(&mut [0])));
     let mut most = 0;
+    let mut go_on = || {
+        most = most.max(server.resident_kib());
+        witness.goes_on();
+    };
+    let all = format!("statecast_cut_connections_total {}\n", 3 * kinds.len() + 1);
     wait_until(
         || {
-            most = most.max(server.resident_kib());
-            witness.goes_on();
+            go_on();
+            get(address, "/metrics").body
+        },
+        |text| text.contains(&all),
+    );
+    // Their threads sleep a little longer, and end with what they had.
+    wait_until(
+        || {
+            go_on();
             server.count_in("fd")
         },
-        |count| *count <= before.2 + 2,
+        |descriptors| *descriptors <= before.1 + 2,
     );
-    assert!(most < before.0 + (24 << 10), "{most} KiB at most, {} before", before.0);
-    wait_until(|| server.count_in("task"), |threads| *threads <= before.1 + 8);
+    assert!(most < before.0 + (32 << 10), "{most} KiB at most, {} before", before.0);
+}
+
+#[test]
+fn a_head_without_end_behind_a_slow_reader_is_cut() {
+    let server = Binary::start(&[]);
+    let address = server.address;
+    let mut witness = Witness::new(address);
+    let text = json!("x".repeat(1_000_000)).to_string();
+    put(address, "/state/large", &text);
+    let mut reader = connect_narrow(address);
+    let mut writer = reader.try_clone().unwrap();
+    writer.write_all(b"GET /state/large HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nX: ").unwrap();
+    let writer = thread::spawn(move || {
+        let piece = vec![b'x'; 64 << 10];
+        (0..512).try_for_each(|_| writer.write_all(&piece)).is_err()
+    });
+    // Fast enough to go on for as long as the answer takes, which is longer than a head may.
+    let mut taken = 0;
+    let mut piece = [0; 2_000];
+    while let Ok(count @ 1..) = reader.read(&mut piece) {
+        taken += count;
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(taken < text.len(), "it was cut");
+    assert!(writer.join().unwrap());
+    witness.goes_on();
+}
+
+#[test]
+fn a_flood_of_pipelined_requests_holds_nobody_up() {
+    let server = Binary::start(&["--heartbeat", "1s"]);
+    let address = server.address;
+    let mut stream = Stream::open(address, "/events/witness");
+    stream.next_named("init");
+    let flood = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000);
+    let connections: Vec<_> = (0..60)
+        .map(|_| {
+            let flood = flood.clone();
+            thread::spawn(move || {
+                let mut connection = connect(address);
+                connection.write_all(flood.as_bytes()).ok();
+                connection
+            })
+        })
+        .collect();
+    for count in 0..50 {
+        let id = put(address, "/state/witness", &count.to_string());
+        // Heartbeats go on whatever happens to requests; they tell how long the answer took.
+        let mut heartbeats = 0;
+        while stream.next().id.is_none_or(|other| other != id.to_string()) {
+            heartbeats += 1;
+        }
+        assert!(heartbeats < 10, "{heartbeats} heartbeats came before an answer");
+    }
+    for connection in connections {
+        drop(connection.join().unwrap());
+    }
+}
+
+#[test]
+fn pipelined_requests_behind_a_stream_take_no_threads() {
+    let server = Binary::start(&[]);
+    let address = server.address;
+    let mut witness = Witness::new(address);
+    witness.goes_on();
+    let before = server.count_in("task");
+    let behind = "GET /state HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for (path, count) in [("/events", 4), ("/events", 5_000), ("/state", 5_000)] {
+        let bytes = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n{}", behind.repeat(count));
+        let mut connection = connect(address);
+        connection.write_all(bytes.as_bytes()).ok();
+        let mut most = 0;
+        for _ in 0..50 {
+            witness.goes_on();
+            most = most.max(server.count_in("task"));
+        }
+        assert!(most < before + 24, "{count} behind {path}: {most} threads, {before} before");
+    }
+}
+
+#[test]
+fn requests_that_wait_take_a_bounded_amount_of_memory() {
+    let server = Binary::start(&[]);
+    let address = server.address;
+    let mut witness = Witness::new(address);
+    witness.goes_on();
+    let before = server.resident_kib();
+    put(address, "/state/large", &json!("x".repeat(1_000_000)).to_string());
+    let large = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\nY: {0}\r\n\r\n", "x".repeat(60_000));
+    // Four behind each stream, and many behind answers that nobody reads.
+    let streams: Vec<_> = (0..150).map(|_| (TcpStream::connect(address).unwrap(), "/events/a", 4)).collect();
+    let readers: Vec<_> = (0..20).map(|_| (connect_narrow(address), "/state/large", 50)).collect();
+    let mut open = Vec::new();
+    for (mut connection, path, count) in streams.into_iter().chain(readers) {
+        open.push(connection.try_clone().unwrap());
+        let bytes = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n{}", large.repeat(count));
+        thread::spawn(move || connection.write_all(bytes.as_bytes()));
+    }
+    let metrics = wait_until(
+        || get(address, "/metrics").body,
+        |text| text.contains("statecast_streams_total 151\n") && !text.contains("cut_connections_total 0\n"),
+    );
+    let most = server.resident_kib();
+    assert!(most < before + (48 << 10), "{most} KiB, {before} before\n{metrics}");
+    drop(open);
+}
+
+#[test]
+fn a_request_of_another_version_costs_a_thread_and_is_counted() {
+    const COUNT: usize = 3;
+    let server = start_with(|config| config.request_timeout = Duration::from_millis(300));
+    let address = server.address();
+    let mut witness = Witness::new(address);
+    let _held: Vec<TcpStream> = ["HTTP/2.0", "HTTP/3.0", "HTTP/2.0"]
+        .map(|version| {
+            let mut connection = connect(address);
+            write!(connection, "GET / {version}\r\n\r\n").unwrap();
+            connection
+        })
+        .into();
+    let stuck = format!("statecast_stuck_connections {COUNT}\n");
+    let text = wait_until(|| get(address, "/metrics").body, |text| text.contains(&stuck));
+    assert!(text.contains(&format!("statecast_cut_connections_total {COUNT}\n")), "each once: {text}");
+    witness.goes_on();
 }
 
 #[test]
@@ -159,10 +380,7 @@ fn slow_bodies_and_slow_readers_leave_threads_for_others() {
         let mut foreign = connect(address);
         write!(foreign, "PUT /state/a HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 100000\r\n\r\n1")
             .unwrap();
-        let reader = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        reader.set_recv_buffer_size(1).unwrap();
-        reader.connect(&SockAddr::from(address)).unwrap();
-        let mut reader: TcpStream = reader.into();
+        let mut reader = connect_narrow(address);
         write!(reader, "GET /state HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         slow.extend([body, foreign, reader]);
     }
