@@ -1,5 +1,6 @@
 //! Answers: status, headers and content, written by whoever took the request, patiently but not for ever.
 
+use std::fs::File;
 use std::io::{self, Cursor, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
@@ -128,7 +129,7 @@ impl Answer {
                 (Box::new(Cursor::new(bytes)), Some(length))
             }
             Some(Content::File { file, length }) => {
-                (Box::new(file.take(length)), usize::try_from(length).ok())
+                (Box::new(Announced { file, left: length }), usize::try_from(length).ok())
             }
         };
         let server = ("Server", "statecast".to_owned());
@@ -145,6 +146,24 @@ impl Answer {
         // The request's headers are not shown to it: a TE header would choose the encoding (response.rs:121).
         self.into_response().raw_print(&mut writer, version, &[], is_head, None)?;
         writer.flush()
+    }
+}
+
+/// A file whose length is in the head. If it ends before, or cannot be read, the answer has failed: what comes next on
+/// the connection would be taken for the rest of it.
+struct Announced {
+    file: File,
+    left: u64,
+}
+
+impl Read for Announced {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = (&self.file).take(self.left).read(buffer).unwrap_or(0);
+        if count == 0 && self.left > 0 && !buffer.is_empty() {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= count as u64;
+        Ok(count)
     }
 }
 

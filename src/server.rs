@@ -294,7 +294,9 @@ impl Site {
         let answered = answer.with_all(cors).write_to(writer, version, call.method == Method::Head);
         // An answer that was given up half-way leaves a connection that nobody can make sense of. One that could not be
         // written leaves none, and the turn may by now look like that of a later one from the same address.
-        let gave_up = answered.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+        let gave_up = answered.is_err_and(|error| {
+            matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::UnexpectedEof)
+        });
         (!gave_up && !call.is_last).then_some(turn)
     }
 

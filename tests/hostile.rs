@@ -414,6 +414,24 @@ fn an_answer_that_does_not_fit_a_buffer_reaches_a_slow_reader_whole() {
 }
 
 #[test]
+fn a_file_that_shrinks_while_it_is_sent_ends_its_connection() {
+    let folder = std::env::temp_dir().join(format!("statecast-shrinks-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("large.txt");
+    fs::write(&file, vec![b'x'; 8 << 20]).unwrap();
+    let server = start_with(|config| config.public = Some(folder.clone()));
+    let mut connection = connect_narrow(server.address());
+    connection.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(connection, "GET /large.txt HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    connection.read_exact(&mut [0; 1_000]).unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_len(1_000).unwrap();
+    let taken =
+        std::io::copy(&mut connection, &mut std::io::sink()).expect("the end, not a wait for the rest");
+    assert!(taken < 8 << 20);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn half_a_chunked_body_is_no_body() {
     let server = start();
     let address = server.address();
