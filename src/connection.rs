@@ -222,23 +222,29 @@ impl Connections {
         let mut still_reading = HashMap::new();
         let mut late = Vec::new();
         for (peer, identity) in found {
-            let connection = open.get(&peer).filter(|connection| connection.identity == Some(identity));
+            let connection = open.get(&peer).filter(|connection| match connection.identity {
+                Some(known) => known == identity,
+                // It was not found when it asked, and is being answered all the same.
+                None => matches!(lock(&connection.state).doing, Doing::Busy { .. } | Doing::Streaming),
+            });
             let is_late = match connection
                 .map(|connection| lock(&connection.state))
                 .as_deref()
                 .map(|state| &state.doing)
             {
                 Some(Doing::Busy { body_until: Some(until) }) => now > *until,
-                // A head without end behind an answer that takes its time.
-                Some(Doing::Busy { body_until: None }) if !is_anybody_sleeping() || !has_unread(identity) => {
+                // A head without end behind a stream, or behind an answer that takes its time, is on its way if
+                // some thread sleeps and this connection has more than was read.
+                Some(Doing::Busy { body_until: None } | Doing::Streaming)
+                    if !is_anybody_sleeping() || !has_unread(identity) =>
+                {
                     false
                 }
                 // It is to be closed for good, if it could not be the first time.
                 Some(Doing::Closed(_)) => true,
                 Some(Doing::Idle(since)) if now - *since > self.patience.idle => true,
                 Some(Doing::Idle(since)) if !has_sent_within(identity, now - *since) => false,
-                // A head is on its way, the first one or a later one. Behind a stream nothing should be: its reading
-                // side is shut, and then it is not among those found.
+                // A head is on its way, the first one or a later one.
                 None | Some(Doing::Busy { .. } | Doing::Idle(_) | Doing::Streaming) => {
                     let since = heads.get(&identity).copied().filter(|_| !all_busy).unwrap_or(now);
                     still_reading.insert(identity, since);

@@ -164,9 +164,12 @@ struct Known {
     /// By number: the cookie of the stream that has this descriptor for as long as it is open, else 0. It need not be
     /// looked at again until then.
     pinned: Vec<u64>,
+    /// The highest descriptor that was open when all were looked at last.
+    highest: RawFd,
 }
 
-/// So many closed descriptors in a row mean that no new connection has a higher one: the lowest free one is taken.
+/// So many closed descriptors in a row mean that no new connection has a higher one: the lowest free one is taken. An
+/// older one can: others between have been closed since, and it has sent its first request only now.
 const CLOSED_IN_A_ROW: usize = 64;
 
 impl Sockets {
@@ -251,6 +254,9 @@ impl Known {
     fn look_at(&mut self, descriptors: impl IntoIterator<Item = RawFd>, stop_early: bool) {
         self.settle();
         self.by_peer.clear();
+        if !stop_early {
+            self.highest = 0;
+        }
         let mut closed = 0;
         for descriptor in descriptors {
             if self.pin_of(descriptor) != 0 {
@@ -265,7 +271,10 @@ impl Known {
                 Ok(None) => closed = 0,
                 Err(Closed) => closed += 1,
             }
-            if stop_early && closed == CLOSED_IN_A_ROW {
+            if closed == 0 {
+                self.highest = self.highest.max(descriptor);
+            }
+            if stop_early && closed >= CLOSED_IN_A_ROW && descriptor > self.highest {
                 return;
             }
         }
@@ -386,4 +395,26 @@ fn open_descriptors() -> Vec<RawFd> {
     };
     // Without /proc, or without a descriptor to read it.
     numbers().unwrap_or_else(|_| (0..4_096).collect())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_connection_is_found_above_many_closed_descriptors() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        let others: Vec<TcpListener> = (0..400).map(|_| listener.try_clone().unwrap()).collect();
+        let (_accepted, peer) = listener.accept().unwrap();
+        let sockets = Sockets::new(address);
+        // As the keeper does.
+        assert_eq!(sockets.connections().len(), 1);
+        drop(others);
+        sockets.lock().by_peer.clear();
+        assert_eq!(client.local_addr().unwrap(), peer);
+        assert!(sockets.find(peer).is_some());
+    }
 }

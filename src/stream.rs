@@ -529,3 +529,42 @@ impl Pending {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes what is written as tiny_http's buffer does, and can pass it on at the second attempt.
+    #[derive(Default)]
+    struct Full {
+        taken: Vec<u8>,
+        is_asked_again: bool,
+    }
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.taken.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            if std::mem::replace(&mut self.is_asked_again, true) {
+                Ok(())
+            } else {
+                Err(ErrorKind::WouldBlock.into())
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_flushed_is_flushed_again_and_not_written_again() {
+        let (mut pending, mut wire, mut written) = (Pending::default(), Full::default(), 0);
+        pending.append(Arc::new(b"frame".to_vec()), 0..5);
+        let blocked = pending.write_to(&mut wire, &mut written);
+        assert_eq!(blocked.map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+        assert!(!pending.is_flushed(), "it is not on its way yet");
+        pending.write_to(&mut wire, &mut written).unwrap();
+        assert!(pending.is_flushed());
+        assert_eq!((&*wire.taken, written), (&b"frame"[..], 5));
+    }
+}

