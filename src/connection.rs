@@ -107,6 +107,14 @@ enum Doing {
     Closed(Instant),
 }
 
+/// What the keeper found when it looked at all connections.
+pub(crate) struct Reaped {
+    /// Connections that have gone since the last time.
+    pub gone: usize,
+    /// Connections that have sent something which nobody has read.
+    pub stranded: usize,
+}
+
 /// What becomes of a request that was taken.
 pub(crate) enum Begun {
     Turn {
@@ -200,8 +208,8 @@ impl Connections {
 
     /// Cuts connections that have sent no whole request, no whole body or nothing at all for too long. tiny_http has
     /// no timeouts, and a receive timeout of the listener's would end its accept thread (lib.rs:275). `all_busy`:
-    /// a request may have arrived and wait for a thread. Returns how many have gone since the last time.
-    pub fn reap(&self, all_busy: bool) -> usize {
+    /// a request may have arrived and wait for a thread.
+    pub fn reap(&self, all_busy: bool) -> Reaped {
         let now = Instant::now();
         let found = self.sockets.connections();
         let identities: HashSet<Identity> = found.iter().map(|(_, identity)| *identity).collect();
@@ -221,6 +229,7 @@ impl Connections {
         let mut heads = lock(&self.heads);
         let mut still_reading = HashMap::new();
         let mut late = Vec::new();
+        let mut stranded = 0;
         for (peer, identity) in found {
             let connection = open.get(&peer).filter(|connection| match connection.identity {
                 Some(known) => known == identity,
@@ -251,6 +260,7 @@ impl Connections {
                     now - since > self.patience.head
                 }
             };
+            stranded += usize::from(connection.is_none() && has_unread(identity));
             if is_late {
                 late.push(identity);
             }
@@ -270,7 +280,7 @@ impl Connections {
                 self.metrics.cut_connections.add(1);
             }
         }
-        gone
+        Reaped { gone, stranded }
     }
 
     fn is_still(&self, connection: &Connection) -> bool {

@@ -39,6 +39,9 @@ const REAP: Duration = Duration::from_secs(2);
 /// are five, and live on for 5 s when it ends (`util/task_pool.rs:103`).
 const SPARE: usize = 8;
 
+/// Pokes at once, for connections that nobody reads: each keeps a thread for 5 s.
+const MAX_POKES: usize = 32;
+
 /// When so many connections have gone at once, their memory goes back to the system.
 const CROWD: usize = 32;
 
@@ -285,8 +288,13 @@ impl Shared {
                 self.spawn_waiting().ok();
             }
             if now >= reap_at {
-                if self.connections.reap(all_busy) > CROWD {
+                let reaped = self.connections.reap(all_busy);
+                if reaped.gone > CROWD {
                     allocator::return_memory();
+                }
+                // Workers that tiny_http has locked up for good free nobody, and one each half second is few.
+                for _ in 0..reaped.stranded.min(MAX_POKES) {
+                    self.poke();
                 }
                 reap_at = now + REAP;
             }
