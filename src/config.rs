@@ -271,6 +271,11 @@ impl Token {
         }
     }
 
+    /// What the header that shows it says.
+    pub(crate) fn bearer(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+
     /// Whether somebody who says this has the token. Takes as long for any text of the same length.
     pub(crate) fn is(&self, text: &str) -> bool {
         self.0.as_bytes().ct_eq(text.as_bytes()).into()

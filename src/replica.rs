@@ -1,0 +1,300 @@
+//! A live copy of the document: `init` replaces it, every `update` is merged into it.
+//!
+//! `tail` prints what a [`Follower`] has; a [`Replica`] keeps one current in a thread of its own. The one rule: a copy
+//! is never silently wrong. An event that cannot follow what is there makes the source start over.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::document::merge;
+use crate::event::EventId;
+use crate::event_source::{EventSource, EventSourceHandle, Reason};
+use crate::parser::Event;
+
+/// The document of a server, or one topic of it, as of the last event that came.
+///
+/// ```
+/// use statecast::{Config, EventSource, Replica, Server};
+/// use std::time::Duration;
+///
+/// let server = Server::start(Config::default())?;
+/// let url = format!("http://{}", server.address());
+/// let replica = Replica::follow(EventSource::new(&format!("{url}/events"))?)?;
+/// ureq::put(format!("{url}/state/kitchen")).send(r#"{"temp":21.5}"#).unwrap();
+/// let is_warm = |document: &serde_json::Value| document["kitchen"]["temp"].as_f64() > Some(20.0);
+/// let document = replica.wait_until(is_warm, Duration::from_secs(10))?;
+/// assert_eq!(*document, serde_json::json!({"kitchen": {"temp": 21.5}}));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// It goes on until it is dropped, or the source has closed.
+pub struct Replica {
+    shared: Arc<Shared>,
+    source: EventSourceHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    follower: Follower,
+    has_ended: bool,
+}
+
+/// The document was not so in time, or the source has closed.
+#[derive(Clone, Debug)]
+pub struct NotSo {
+    /// What it was at last; `None` if none has come.
+    pub document: Option<Arc<Value>>,
+    /// Why the source last had to connect anew, or has closed.
+    pub reason: Option<Reason>,
+    /// The source has closed: there was no use in waiting longer.
+    pub has_ended: bool,
+}
+
+impl fmt::Display for NotSo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.has_ended { "the stream has ended" } else { "it was not so in time" })?;
+        match &self.document {
+            Some(document) => write!(f, "; the document is {document}")?,
+            None => f.write_str("; no document has come")?,
+        }
+        match &self.reason {
+            Some(reason) => write!(f, "; of the last connection: {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for NotSo {}
+
+impl From<NotSo> for io::Error {
+    fn from(not_so: NotSo) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, not_so)
+    }
+}
+
+impl Replica {
+    /// Keeps a copy of what a source tells: the stream of a server's document or of a topic, from its present on.
+    ///
+    /// # Errors
+    /// The system's, if there can be no thread.
+    pub fn follow(mut source: EventSource) -> io::Result<Replica> {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let handle = source.handle();
+        let for_thread = Arc::clone(&shared);
+        let run = move || {
+            while let Some(event) = source.next() {
+                let followed = for_thread.lock().follower.follow(&event);
+                match followed {
+                    Ok(false) => {}
+                    Ok(true) => for_thread.changed.notify_all(),
+                    Err(why) => source.start_over(why),
+                }
+            }
+            for_thread.lock().has_ended = true;
+            for_thread.changed.notify_all();
+        };
+        let thread = thread::Builder::new().name("replica".into()).spawn(run)?;
+        Ok(Replica { shared, source: handle, thread: Some(thread) })
+    }
+
+    /// The document now; `None` until the first has come. An absent topic is `null`.
+    #[must_use]
+    pub fn current(&self) -> Option<Arc<Value>> {
+        self.shared.lock().follower.document.clone()
+    }
+
+    /// The id of the change that the document is current as of.
+    #[must_use]
+    pub fn last_event_id(&self) -> Option<EventId> {
+        self.shared.lock().follower.last_event_id
+    }
+
+    /// How the source is.
+    #[must_use]
+    pub fn source(&self) -> &EventSourceHandle {
+        &self.source
+    }
+
+    /// Waits for a document of which the predicate is true, now or within the time, and returns it. The predicate sees
+    /// the present document and then, as fast as it looks at them, later ones; not necessarily each.
+    ///
+    /// # Errors
+    /// The document was not so in time, or the source has closed.
+    pub fn wait_until(
+        &self,
+        mut predicate: impl FnMut(&Value) -> bool,
+        within: Duration,
+    ) -> Result<Arc<Value>, NotSo> {
+        let start = Instant::now();
+        let mut seen = 0;
+        loop {
+            let mut state = self.shared.lock();
+            while state.follower.changes == seen {
+                let left = within.saturating_sub(start.elapsed());
+                if state.has_ended || left.is_zero() {
+                    let document = state.follower.document.clone();
+                    return Err(NotSo { document, reason: self.source.reason(), has_ended: state.has_ended });
+                }
+                let waited = self.shared.changed.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            seen = state.follower.changes;
+            let document = state.follower.document.clone();
+            drop(state);
+            if let Some(document) = document.filter(|document| predicate(document)) {
+                return Ok(document);
+            }
+        }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.source.close();
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A document, event by event.
+#[derive(Default)]
+pub(crate) struct Follower {
+    /// Changed in place, unless somebody holds it.
+    pub document: Option<Arc<Value>>,
+    last_event_id: Option<EventId>,
+    changes: u64,
+    /// `hello` has announced `init`: until then there is nothing that an update could follow.
+    expects_init: bool,
+}
+
+impl Follower {
+    /// Applies an event, and says whether the document is another now.
+    ///
+    /// # Errors
+    /// Why the event does not follow. The document stays as it was, and cannot go on.
+    pub fn follow(&mut self, event: &Event) -> Result<bool, String> {
+        let parse = || {
+            serde_json::from_str::<Value>(&event.data).map_err(|error| {
+                let Event { name, id, .. } = event;
+                format!("{name} {id} is no JSON: {error}")
+            })
+        };
+        let id = || event.id.parse::<EventId>().map_err(|error| format!("{}: {error}", event.name));
+        match event.name.as_str() {
+            "hello" => {
+                self.expects_init = parse()?["resume"] != "replay";
+                if !self.expects_init && self.document.is_none() {
+                    return Err("the server goes on from a document that is not here".to_owned());
+                }
+                Ok(false)
+            }
+            "init" => {
+                let (document, id) = (parse()?, id()?);
+                self.document = Some(Arc::new(document));
+                self.last_event_id = Some(id);
+                self.expects_init = false;
+                self.changes += 1;
+                Ok(true)
+            }
+            "update" => {
+                let (patch, id) = (parse()?, id()?);
+                let document = self.document.as_mut().filter(|_| !self.expects_init);
+                let document = document.ok_or_else(|| format!("update {id} came before init"))?;
+                if Some(id) <= self.last_event_id {
+                    let last = self.last_event_id.as_ref().map(ToString::to_string).unwrap_or_default();
+                    return Err(format!("update {id} came after {last}"));
+                }
+                merge(Arc::make_mut(document), patch);
+                self.last_event_id = Some(id);
+                self.changes += 1;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(name: &str, data: &str, id: &str) -> Event {
+        Event { name: name.into(), data: data.into(), id: id.into() }
+    }
+
+    fn hello(resume: &str) -> Event {
+        event("hello", &json!({"client": 1, "resume": resume}).to_string(), "")
+    }
+
+    #[test]
+    fn init_replaces_and_update_merges() {
+        let mut follower = Follower::default();
+        let steps = [
+            (hello("init"), false, None),
+            (event("init", r#"{"a":1}"#, "5-0"), true, Some(json!({"a": 1}))),
+            (event("update", r#"{"b":{"c":2}}"#, "6-0"), true, Some(json!({"a": 1, "b": {"c": 2}}))),
+            (event("heartbeat", "7", "6-0"), false, Some(json!({"a": 1, "b": {"c": 2}}))),
+            (hello("replay"), false, Some(json!({"a": 1, "b": {"c": 2}}))),
+            (event("update", r#"{"a":null}"#, "6-1"), true, Some(json!({"b": {"c": 2}}))),
+            (hello("init"), false, Some(json!({"b": {"c": 2}}))),
+            // A server whose clock was set back.
+            (event("init", "null", "2-0"), true, Some(json!(null))),
+            (event("update", "3", "2-1"), true, Some(json!(3))),
+        ];
+        for (event, is_new, document) in steps {
+            assert_eq!(follower.follow(&event), Ok(is_new), "{event:?}");
+            assert_eq!(follower.document.as_deref(), document.as_ref(), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_follow_is_refused_and_changes_nothing() {
+        let init = event("init", r#"{"a":1}"#, "5-0");
+        let table = [
+            (vec![], event("update", "{}", "6-0"), "update 6-0 came before init"),
+            (vec![], hello("replay"), "the server goes on from a document that is not here"),
+            (vec![&init], event("update", "{\"a\":2}", "5-0"), "update 5-0 came after 5-0"),
+            (vec![&init], event("update", "{\"a\":2}", "4-9"), "update 4-9 came after 5-0"),
+            (vec![&init], event("update", "{\"a\":2}", ""), "update: an event id looks like 1763797512345-0"),
+            (
+                vec![&init],
+                event("update", "{\"a\":", "6-0"),
+                "update 6-0 is no JSON: EOF while parsing a value at line 1 column 5",
+            ),
+            (vec![&init], event("init", "{}", "x"), "init: an event id looks like 1763797512345-0"),
+        ];
+        for (before, event, why) in table {
+            let mut follower = Follower::default();
+            for event in &before {
+                follower.follow(event).unwrap();
+            }
+            assert_eq!(follower.follow(&event), Err(why.to_owned()));
+            let document = (!before.is_empty()).then(|| json!({"a": 1}));
+            assert_eq!(follower.document.as_deref(), document.as_ref());
+        }
+        let mut follower = Follower::default();
+        follower.follow(&init).unwrap();
+        follower.follow(&hello("init")).unwrap();
+        assert!(follower.follow(&event("update", "{}", "6-0")).is_err(), "init was announced");
+    }
+}
