@@ -1,11 +1,13 @@
-//! What can be set, in one table: flag, environment variable, default and help are said once, here.
+//! How a server is to run: what can be set, in one table.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use subtle::ConstantTimeEq;
+
+use crate::settings::{self, Read, Setting, count, duration, path, size, switch, token_in};
 
 /// How a server is to run. `Config::default()` is what the command does without options, but for the port.
 ///
@@ -88,18 +90,8 @@ impl Default for Config {
     }
 }
 
-/// One option of `statecast serve`.
-struct Setting {
-    /// Without the dashes; upper case with underscores behind `STATECAST_` in the environment.
-    name: &'static str,
-    /// What stands for the value in the help; empty for a switch.
-    value: &'static str,
-    default: &'static str,
-    help: &'static str,
-    set: fn(&mut Config, &str) -> Result<(), String>,
-}
-
-const SETTINGS: &[Setting] = &[
+/// The options of `statecast serve`.
+pub(crate) const SETTINGS: &[Setting<Config>] = &[
     Setting {
         name: "listen",
         value: "HOST:PORT",
@@ -313,43 +305,12 @@ impl Origin {
     }
 }
 
-impl Setting {
-    fn is_secret(&self) -> bool {
-        self.value == "TOKEN"
-    }
-
-    fn flag(&self) -> String {
-        format!("--{}", self.name)
-    }
-
-    fn variable(&self) -> String {
-        format!("STATECAST_{}", self.name.replace('-', "_").to_uppercase())
-    }
-
-    fn set_to(&self, config: &mut Config, text: &str, said_by: &str) -> Result<(), String> {
-        let shown = if self.is_secret() { String::new() } else { format!(" {text:?}") };
-        (self.set)(config, text).map_err(|right| format!("{said_by}{shown}: must be {right}"))
-    }
-}
-
-/// What the command line asks for.
-#[derive(Debug)]
-pub enum Command {
-    /// Serve, so configured.
-    Serve(Box<Config>),
-    /// Print this and exit.
-    Print(String),
-}
-
-impl Command {
-    /// Reads the arguments behind the program's name, and the environment for what they do not set.
-    ///
-    /// # Errors
-    /// One line that says which argument is wrong, and what would be right.
-    pub fn parse(
-        arguments: impl IntoIterator<Item = String>,
+impl Config {
+    /// What the arguments of `statecast serve` say, and the environment where they do not.
+    pub(crate) fn read(
+        arguments: lexopt::Parser,
         variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Command, String> {
+    ) -> Result<Read<Config>, String> {
         let mut config = Config { log: true, ..Config::default() };
         for setting in SETTINGS {
             // The first is the command's own default; the page and the README say 8080.
@@ -359,127 +320,18 @@ impl Command {
                 setting.set_to(&mut config, &text, &variable_name)?;
             }
         }
-        let mut parser = lexopt::Parser::from_args(arguments);
-        let mut command_seen = false;
-        while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
-            match argument {
-                lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => return Ok(Command::Print(help())),
-                lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => {
-                    return Ok(Command::Print(format!("statecast {}\n", env!("CARGO_PKG_VERSION"))));
-                }
-                lexopt::Arg::Value(word) if word == "serve" && !command_seen => command_seen = true,
-                lexopt::Arg::Long(name) => {
-                    let setting = SETTINGS.iter().find(|setting| setting.name == name);
-                    let setting =
-                        setting.ok_or_else(|| format!("no option --{name}; statecast --help lists them"))?;
-                    let text = if setting.value.is_empty() {
-                        "true".into()
-                    } else {
-                        let value = parser
-                            .value()
-                            .map_err(|_| format!("--{} needs a {}", setting.name, setting.value))?;
-                        value.into_string().map_err(|_| format!("--{} is not UTF-8", setting.name))?
-                    };
-                    setting.set_to(&mut config, &text, &setting.flag())?;
-                }
-                other => {
-                    let text = other.unexpected().to_string();
-                    return Err(format!("{text}; statecast --help lists what there is"));
-                }
-            }
+        let (config, words) = match settings::read("statecast", &[SETTINGS], config, arguments)? {
+            Read::All(config, words) => (config, words),
+            other => return Ok(other),
+        };
+        if let Some(word) = words.first() {
+            return Err(format!("unexpected argument {word:?}; statecast --help lists what there is"));
         }
         if config.open && config.publish_token.is_some() {
             return Err("--open and --publish-token contradict each other: who may write?".to_owned());
         }
-        Ok(Command::Serve(Box::new(config)))
+        Ok(Read::All(config, words))
     }
-}
-
-/// The text of `--help`.
-#[must_use]
-pub fn help() -> String {
-    let mut text = String::from(
-        "statecast keeps one JSON document and streams every change of it to every browser that listens.
-
-Usage: statecast [serve] [OPTIONS]
-
-  curl -N localhost:8080/events                              the stream
-  curl -d '{\"temp\":21.5}' localhost:8080/state/kitchen       change a topic
-
-Options of serve, each also as an environment variable (--max-body: STATECAST_MAX_BODY):
-",
-    );
-    for setting in SETTINGS {
-        let flag = format!("{} {}", setting.flag(), setting.value);
-        let default = match setting.default {
-            "" => String::new(),
-            default => format!(" [{default}]"),
-        };
-        writeln!(text, "  {flag:<34}{}{default}", setting.help).expect("writing to a String cannot fail");
-    }
-    text.push_str(
-        "  -h, --help                        this text\n  -V, --version                     the version\n",
-    );
-    text.push_str(
-        "\nTIME is a number with ms, s, m or h: 500ms, 15s. SIZE is bytes, or with K, M or G: 64K, 4M.\n",
-    );
-    text
-}
-
-/// `500ms`, `15s`, `2m`, `1h`; not zero.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "a time, such as 500ms, 15s or 2m".to_owned();
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    let unit_ms = match &text[digits.len()..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
-    // A day is more than anything here needs, and keeps sums of times in range.
-    let ms = number.checked_mul(unit_ms).filter(|ms| (1..=86_400_000).contains(ms));
-    ms.map(Duration::from_millis).ok_or_else(|| "a time from 1ms to 24h".to_owned())
-}
-
-/// `4096`, `64K`, `4M`, `1G`; not zero.
-fn size(text: &str) -> Result<usize, String> {
-    let wrong = || "a size, such as 65536, 64K or 4M".to_owned();
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let number: usize = digits.parse().map_err(|_| wrong())?;
-    let unit: usize = match &text[digits.len()..] {
-        "" => 1,
-        "K" | "k" => 1 << 10,
-        "M" | "m" => 1 << 20,
-        "G" | "g" => 1 << 30,
-        _ => return Err(wrong()),
-    };
-    let bytes = number.checked_mul(unit).filter(|bytes| (1..=1 << 30).contains(bytes));
-    bytes.ok_or_else(|| "a size from 1 to 1G".to_owned())
-}
-
-fn count(text: &str) -> Result<usize, String> {
-    text.parse().map_err(|_| "a number".to_owned())
-}
-
-fn switch(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "true" | "yes" | "on" => Ok(true),
-        "" | "0" | "false" | "no" | "off" => Ok(false),
-        _ => Err("true or false".to_owned()),
-    }
-}
-
-fn path(text: &str) -> Result<PathBuf, String> {
-    if text.is_empty() { Err("a path".to_owned()) } else { Ok(text.into()) }
-}
-
-/// The token that a file holds; one line end behind it is not part of it.
-fn token_in(file: &str) -> Result<Token, String> {
-    let text = std::fs::read_to_string(file).map_err(|error| format!("a file that can be read: {error}"))?;
-    let line = text.strip_suffix('\n').unwrap_or(&text);
-    Token::new(line.strip_suffix('\r').unwrap_or(line)).map_err(|right| format!("a file that holds {right}"))
 }
 
 #[cfg(test)]
@@ -491,9 +343,9 @@ mod tests {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        match Command::parse(arguments.iter().map(|text| (*text).to_owned()), variable)? {
-            Command::Serve(config) => Ok(*config),
-            Command::Print(text) => panic!("printed {text}"),
+        match Config::read(lexopt::Parser::from_args(arguments), variable)? {
+            Read::All(config, _) => Ok(config),
+            Read::Help | Read::Version => panic!("no configuration"),
         }
     }
 
@@ -512,7 +364,7 @@ mod tests {
     fn a_flag_wins_over_the_environment_and_that_over_the_default() {
         let variables =
             [("STATECAST_HEARTBEAT", "200ms"), ("STATECAST_MAX_BODY", "2M"), ("STATECAST_OPEN", "1")];
-        let config = parse(&["serve", "--max-body", "3K", "--retry=2m"], &variables).unwrap();
+        let config = parse(&["--max-body", "3K", "--retry=2m"], &variables).unwrap();
         assert_eq!(config.heartbeat, Duration::from_millis(200));
         assert_eq!(config.max_body_bytes, 3 << 10);
         assert_eq!(config.retry, Duration::from_secs(120));
@@ -590,16 +442,5 @@ mod tests {
         {
             assert!(parse(&["--allow-origin", wrong], &[]).is_err(), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn sizes_and_times_have_units() {
-        assert_eq!(size("4096"), Ok(4_096));
-        assert_eq!(size("64K"), Ok(65_536));
-        assert_eq!(size("1G"), Ok(1 << 30));
-        assert!(size("2G").is_err());
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("1h"), Ok(Duration::from_secs(3_600)));
-        assert!(duration("25h").is_err());
     }
 }

@@ -45,6 +45,8 @@ const SLACK: Duration = Duration::from_secs(2);
 /// Longer than any wait, and small enough to be added to a time.
 const A_DAY: Duration = Duration::from_secs(86_400);
 
+pub(crate) const USER_AGENT: &str = concat!("statecast/", env!("CARGO_PKG_VERSION"));
+
 /// How to listen: what a browser's `EventSourceInit` would be, could it do as much.
 #[derive(Clone)]
 pub struct EventSourceInit {
@@ -232,6 +234,7 @@ struct Shared {
     changed: Condvar,
 }
 
+#[allow(clippy::struct_field_names, reason = "the standard's name")]
 struct State {
     ready_state: ReadyState,
     reason: Option<Reason>,
@@ -374,8 +377,9 @@ impl EventSource {
         self.shared.expect_within(Some(ANSWER));
         let answer = request.call();
         self.shared.expect_within(None);
-        let mut answer = answer
-            .map_err(|error| (self.shared.why(Reason::Cut(error.to_string()), ANSWER), Again::Later))?;
+        let mut answer = answer.map_err(|error| {
+            (self.shared.why(Reason::Cut(error.into_io().to_string()), ANSWER), Again::Later)
+        })?;
         let status = answer.status();
         let content_type = header(&answer, &CONTENT_TYPE).unwrap_or_default();
         let essence = content_type.split(';').next().unwrap_or_default().trim();
@@ -504,6 +508,15 @@ impl Connection {
     }
 }
 
+impl State {
+    /// Ends the connection there is, or the try to make one.
+    fn shut_down(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.shutdown();
+        }
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -550,7 +563,7 @@ impl Shared {
         if state.ready_state != ReadyState::Closed {
             state.ready_state = ReadyState::Closed;
             state.reason = Some(reason);
-            state.agent.take().map(Agent::shutdown);
+            state.shut_down();
             self.changed.notify_all();
         }
     }
@@ -591,7 +604,7 @@ impl Shared {
             if state.until.is_some_and(|until| until <= now) {
                 state.until = None;
                 state.is_overdue = true;
-                state.agent.take().map(Agent::shutdown);
+                state.shut_down();
             }
             state.next_look = state.until.unwrap_or(now + A_DAY);
             let pause = state.next_look - now;
@@ -599,8 +612,6 @@ impl Shared {
         }
     }
 }
-
-pub(crate) const USER_AGENT: &str = concat!("statecast/", env!("CARGO_PKG_VERSION"));
 
 /// Whether ureq as it was built can ask for this.
 pub(crate) fn check_url(url: &str) -> io::Result<Uri> {

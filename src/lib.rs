@@ -54,6 +54,7 @@ mod allocator;
 mod answer;
 mod capacity;
 mod clock;
+mod commands;
 mod config;
 mod connection;
 mod document;
@@ -69,16 +70,20 @@ mod log;
 mod metrics;
 mod pages;
 mod parser;
+mod publish;
 mod replica;
 mod saver;
 mod server;
+mod settings;
 mod socket;
 mod stream;
 mod watch;
+mod tail;
 
 pub use allocator::{PatientAllocator, trust_this_thread, use_one_arena};
 pub use capacity::Capacity;
-pub use config::{Command, Config, Origin, Token, help};
+pub use commands::{Client, Command, help};
+pub use config::{Config, Origin, Token};
 pub use document::{Refusal, diff, merge};
 pub use event::{EventId, EventName, MalformedId, Topic};
 pub use handle::Restart;
@@ -87,10 +92,12 @@ pub use event::{EventId, MalformedId};
 pub use event_source::{EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, may_pass};
 pub use metrics::count_tiny_http_panics;
 pub use parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
+pub use publish::{send, set};
 pub use replica::{NotSo, Replica};
 pub use server::Server;
 pub use stream::ClientStatus;
 pub use watch::TimedOut;
+pub use tail::tail;
 
 /// The README's examples are tests, too.
 #[cfg(doctest)]

@@ -20,11 +20,18 @@ fn main() -> ExitCode {
             io::stdout().write_all(text.as_bytes()).ok();
             ExitCode::SUCCESS
         }
-        Ok(Command::Serve(config)) => match serve(*config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(&error.to_string(), 1),
-        },
+        Ok(Command::Serve(config)) => done(serve(*config)),
+        Ok(Command::Tail(client)) => done(statecast::tail(&client)),
+        Ok(Command::Set(client)) => done(statecast::set(&client)),
+        Ok(Command::Send(client)) => done(statecast::send(&client)),
         Err(line) => failed(&line, 2),
+    }
+}
+
+fn done(result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error.to_string(), 1),
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::allocator::trust_this_thread;
 use crate::document::merge;
 use crate::event::EventId;
 use crate::event_source::{EventSource, EventSourceHandle, Reason};
@@ -93,6 +94,7 @@ impl Replica {
         let handle = source.handle();
         let for_thread = Arc::clone(&shared);
         let run = move || {
+            trust_this_thread();
             while let Some(event) = source.next() {
                 let followed = for_thread.lock().follower.follow(&event);
                 match followed {

@@ -1,0 +1,465 @@
+//! The command line: which command, and what it is to do. `serve` has its options in `config`, the clients here.
+
+use crate::config::{Config, SETTINGS, Token};
+use crate::event::{EventName, Topic};
+use crate::event_source::{EventSourceInit, check_url, may_pass};
+use crate::settings::{self, Read, Setting, count, switch, token_in};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve, so configured.
+    Serve(Box<Config>),
+    /// Show a stream.
+    Tail(Client),
+    /// Change the document.
+    Set(Client),
+    /// Publish one-off events.
+    Send(Client),
+    /// Print this and exit.
+    Print(String),
+}
+
+/// What a client command is to do. Only [`Command::parse`] makes one.
+#[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+pub struct Client {
+    pub(crate) target: Target,
+    /// What is published; `-` for the lines of standard input.
+    pub(crate) data: String,
+    pub(crate) token: Option<Token>,
+    pub(crate) headers: Headers,
+    /// The names to show, all if there are none; or the one to send.
+    pub(crate) events: Vec<String>,
+    pub(crate) count: Option<u64>,
+    pub(crate) state: bool,
+    pub(crate) once: bool,
+    pub(crate) raw: bool,
+    pub(crate) json: bool,
+}
+
+/// Names and values of headers; the values may be secrets, and are not shown.
+#[derive(Default)]
+pub(crate) struct Headers(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for Headers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+/// A server, and the topic there; `None` for the whole document.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Target {
+    base: String,
+    topic: Option<Topic>,
+}
+
+/// Options of all clients. Those of a token are in the environment, too.
+const ACCESS: &[Setting<Client>] = &[
+    Setting {
+        name: "token",
+        value: "TOKEN",
+        default: "",
+        help: "what the server asks for; also STATECAST_TOKEN",
+        set: |client, text| Token::new(text).map(|token| client.token = Some(token)),
+    },
+    Setting {
+        name: "token-file",
+        value: "FILE",
+        default: "",
+        help: "the same, read from a file; also STATECAST_TOKEN_FILE",
+        set: |client, text| token_in(text).map(|token| client.token = Some(token)),
+    },
+    Setting {
+        name: "header",
+        value: "HEADER",
+        default: "",
+        help: "a further 'Name: value' of each request; once for each",
+        set: |client, text| {
+            let (name, value) = text.split_once(':').ok_or("'Name: value'")?;
+            client.headers.0.push((name.trim().to_owned(), value.trim().to_owned()));
+            Ok(())
+        },
+    },
+];
+
+const TAIL: &[Setting<Client>] = &[
+    Setting {
+        name: "event",
+        value: "NAME",
+        default: "",
+        help: "show events of this name only; once for each",
+        set: |client, text| {
+            client.events.push(text.to_owned());
+            Ok(())
+        },
+    },
+    Setting {
+        name: "state",
+        value: "",
+        default: "",
+        help: "show the document after each change instead",
+        set: |client, text| switch(text).map(|on| client.state = on),
+    },
+    Setting {
+        name: "once",
+        value: "",
+        default: "",
+        help: "show the document, and exit",
+        set: |client, text| switch(text).map(|on| client.once = on),
+    },
+    Setting {
+        name: "raw",
+        value: "",
+        default: "",
+        help: "show the bytes as they come",
+        set: |client, text| switch(text).map(|on| client.raw = on),
+    },
+    Setting {
+        name: "count",
+        value: "COUNT",
+        default: "",
+        help: "exit after so many events, or documents with --state",
+        set: |client, text| {
+            let count = count(text).ok().filter(|count| *count > 0).ok_or("a number from 1")?;
+            client.count = Some(count as u64);
+            Ok(())
+        },
+    },
+];
+
+const SEND: &[Setting<Client>] = &[
+    Setting {
+        name: "event",
+        value: "NAME",
+        default: "message",
+        help: "what the event is called",
+        set: |client, text| {
+            EventName::parse(text).map_err(|rule| format!("a name: {rule}"))?;
+            client.events = vec![text.to_owned()];
+            Ok(())
+        },
+    },
+    Setting {
+        name: "json",
+        value: "",
+        default: "",
+        help: "the data is JSON, and must be",
+        set: |client, text| switch(text).map(|on| client.json = on),
+    },
+];
+
+/// A command that talks to a server.
+struct ClientCommand {
+    name: &'static str,
+    /// What its help says above the options.
+    help: &'static str,
+    options: &'static [Setting<Client>],
+    /// Behind the URL it takes what to publish.
+    takes_data: bool,
+    command: fn(Client) -> Command,
+}
+
+const CLIENT_COMMANDS: [ClientCommand; 3] = [
+    ClientCommand {
+        name: "tail",
+        help: r"Shows the events of a stream, a line of JSON for each; goes on through restarts until it is stopped.
+
+Usage: statecast tail [OPTIONS] URL[/TOPIC]
+
+  statecast tail localhost:8080                              every event of the document
+  statecast tail localhost:8080/kitchen --event update       the changes of a topic
+  statecast tail localhost:8080/kitchen --state              the topic after each change
+",
+        options: TAIL,
+        takes_data: false,
+        command: Command::Tail,
+    },
+    ClientCommand {
+        name: "set",
+        help: r#"Merges JSON (RFC 7396) into the document or a topic, and prints the id of the change.
+
+Usage: statecast set [OPTIONS] URL[/TOPIC] JSON|-
+
+  statecast set localhost:8080/kitchen '{"temp":21.5}'
+  some-sensor | statecast set localhost:8080/kitchen -       each line of it
+
+With - a line is sent when the one before has been answered, and again until it is: in order, at least once, whatever
+happens to the server meanwhile. A line that the server refuses (400, 413) is named on standard error and left out.
+"#,
+        options: &[],
+        takes_data: true,
+        command: Command::Set,
+    },
+    ClientCommand {
+        name: "send",
+        help: r"Publishes a one-off event, which changes nothing, and prints its id.
+
+Usage: statecast send [OPTIONS] URL[/TOPIC] DATA|-
+
+  statecast send localhost:8080/kitchen --event alert 'the kettle boils'
+  tail -f some.log | statecast send localhost:8080/log -     an event for each line
+
+With - lines are sent as statecast set does it; so after a failure an event may come twice.
+",
+        options: SEND,
+        takes_data: true,
+        command: Command::Send,
+    },
+];
+
+/// The end of each client's help.
+const CLIENT_NOTES: &str = "
+URL is HOST[:PORT], with http:// and a path if need be. What is behind its last slash is the TOPIC; without one it is the
+whole document. Data that begins with a dash goes behind --. Exit code: 0 done, 1 failed or refused, 2 wrong usage.
+";
+
+/// The end of each list of options.
+const HELP_OPTION: &str = "  -h, --help                        this text\n";
+
+impl Command {
+    /// Reads the arguments behind the program's name, and the environment for what they do not set.
+    ///
+    /// # Errors
+    /// One line that says which argument is wrong, and what would be right.
+    pub fn parse(
+        arguments: impl IntoIterator<Item = String>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Command, String> {
+        let mut arguments = arguments.into_iter().peekable();
+        let name = arguments.next_if(|first| first == "serve" || client_command(first).is_some());
+        let arguments = lexopt::Parser::from_args(arguments);
+        if let Some(command) = name.as_deref().and_then(client_command) {
+            return command.parse(arguments, variable);
+        }
+        Ok(match Config::read(arguments, variable)? {
+            Read::All(config, _) => Command::Serve(Box::new(config)),
+            Read::Help => Command::Print(help()),
+            Read::Version => Command::version(),
+        })
+    }
+
+    fn version() -> Command {
+        Command::Print(format!("statecast {}\n", env!("CARGO_PKG_VERSION")))
+    }
+}
+
+fn client_command(name: &str) -> Option<&'static ClientCommand> {
+    CLIENT_COMMANDS.iter().find(|command| command.name == name)
+}
+
+impl ClientCommand {
+    fn parse(
+        &self,
+        arguments: lexopt::Parser,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Command, String> {
+        let mut client = Client::default();
+        // The file first: a token itself wins, as the flag that comes last does.
+        for setting in ACCESS.iter().rev().filter(|setting| setting.name.starts_with("token")) {
+            let name = setting.variable();
+            if let Some(text) = variable(&name) {
+                setting.set_to(&mut client, &text, &name)?;
+            }
+        }
+        let command = format!("statecast {}", self.name);
+        let (mut client, words) = match settings::read(&command, &[self.options, ACCESS], client, arguments)?
+        {
+            Read::All(client, words) => (client, words),
+            Read::Help => return Ok(Command::Print(self.help_text())),
+            Read::Version => return Ok(Command::version()),
+        };
+        let mut words = words.into_iter();
+        let usage = |missing| format!("{missing}; {command} --help shows how it is used");
+        client.target = Target::parse(&words.next().ok_or_else(|| usage("a URL is missing"))?)?;
+        if self.takes_data {
+            client.data =
+                words.next().ok_or_else(|| usage("the data is missing, or - for standard input"))?;
+        }
+        if let Some(word) = words.next() {
+            return Err(usage(&format!("unexpected argument {word:?}")));
+        }
+        let shown = [client.raw, client.state, client.once, !client.events.is_empty()];
+        if self.name == "tail" && shown.iter().filter(|is_asked| **is_asked).count() > 1 {
+            return Err("of --event, --state, --once and --raw only one makes sense".to_owned());
+        }
+        if client.once && client.count.is_some() {
+            return Err("--once and --count contradict each other: how many?".to_owned());
+        }
+        Ok((self.command)(client))
+    }
+
+    fn help_text(&self) -> String {
+        let (options, access) = (settings::list(self.options), settings::list(ACCESS));
+        format!("{}\nOptions:\n{options}{access}{HELP_OPTION}{CLIENT_NOTES}", self.help)
+    }
+}
+
+impl Client {
+    /// How its stream is listened to: through whatever passes.
+    pub(crate) fn event_source_init(&self) -> EventSourceInit {
+        EventSourceInit {
+            token: self.token.clone(),
+            headers: self.headers.0.clone(),
+            tries_again: may_pass,
+            ..EventSourceInit::default()
+        }
+    }
+}
+
+impl Target {
+    fn parse(text: &str) -> Result<Target, String> {
+        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        check_url(&url).map_err(|error| error.to_string())?;
+        if url.contains(['?', '#', '@']) {
+            return Err(format!("{text:?}: a URL without query, fragment or password"));
+        }
+        let (scheme, rest) = url.split_once("://").expect("a URL has a scheme");
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let mut segments: Vec<&str> = path.split('/').collect();
+        let topic = segments.pop().unwrap_or_default();
+        // An address as curl has it, /state/kitchen or /events, names the same.
+        let is_route = |segment: &str| matches!(segment, "state" | "events");
+        let has_route = segments.last().is_some_and(|segment| is_route(segment));
+        if has_route {
+            segments.pop();
+        }
+        let topic = match topic {
+            "" => None,
+            route if is_route(route) && !has_route => None,
+            topic => Some(Topic::parse(topic).map_err(|rule| format!("{text:?}: {rule}"))?),
+        };
+        segments.insert(0, host);
+        Ok(Target { base: format!("{scheme}://{}", segments.join("/")), topic })
+    }
+
+    /// The address of its stream.
+    pub(crate) fn events(&self) -> String {
+        self.route("events")
+    }
+
+    /// The address of its document.
+    pub(crate) fn state(&self) -> String {
+        self.route("state")
+    }
+
+    fn route(&self, route: &str) -> String {
+        let topic = self.topic.as_ref().map(|topic| format!("/{}", topic.as_str())).unwrap_or_default();
+        format!("{}/{route}{topic}", self.base)
+    }
+}
+
+/// The text of `--help`.
+#[must_use]
+pub fn help() -> String {
+    let mut text = String::from(
+        r#"statecast keeps one JSON document and streams every change of it to every browser that listens.
+
+Usage: statecast [serve] [OPTIONS]
+       statecast tail|set|send [OPTIONS] URL[/TOPIC] ...     a client; statecast tail --help says more
+
+  curl -N localhost:8080/events                              the stream
+  curl -d '{"temp":21.5}' localhost:8080/state/kitchen       change a topic
+
+Options of serve, each also as an environment variable (--max-body: STATECAST_MAX_BODY):
+"#,
+    );
+    text.push_str(&settings::list(SETTINGS));
+    text.push_str(HELP_OPTION);
+    text.push_str("  -V, --version                     the version\n");
+    text.push_str(
+        "\nTIME is a number with ms, s, m or h: 500ms, 15s. SIZE is bytes, or with K, M or G: 64K, 4M.\n",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Client, String> {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        match Command::parse(arguments.iter().map(|text| (*text).to_owned()), variable)? {
+            Command::Tail(client) | Command::Set(client) | Command::Send(client) => Ok(client),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_behind_the_last_slash_is_the_topic() {
+        let table = [
+            ("localhost:8080/kitchen", "http://localhost:8080/events/kitchen"),
+            ("http://localhost:8080/kitchen", "http://localhost:8080/events/kitchen"),
+            ("http://localhost:8080/state/kitchen", "http://localhost:8080/events/kitchen"),
+            ("localhost:8080/events/kitchen", "http://localhost:8080/events/kitchen"),
+            ("localhost:8080", "http://localhost:8080/events"),
+            ("localhost:8080/", "http://localhost:8080/events"),
+            ("localhost:8080/events", "http://localhost:8080/events"),
+            ("localhost:8080/state/", "http://localhost:8080/events"),
+            ("localhost:8080/events/events", "http://localhost:8080/events/events"),
+            ("localhost:8080/events/state", "http://localhost:8080/events/state"),
+            ("example.org/live/kitchen", "http://example.org/live/events/kitchen"),
+            ("example.org/live/", "http://example.org/live/events"),
+            ("example.org/live/events", "http://example.org/live/events"),
+            ("[::1]:8080/a", "http://[::1]:8080/events/a"),
+        ];
+        for (text, events) in table {
+            let target = Target::parse(text).unwrap();
+            assert_eq!(target.events(), events, "{text}");
+            assert_eq!(Target::parse(&target.state()), Ok(target), "{text}");
+        }
+        for text in ["", "a b", "ftp://a/b", "http://", "a/b?c", "a/ä", "user:word@a/b", "a/b c"] {
+            assert!(Target::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_client_command_is_one_line_that_says_what_would_be_right() {
+        let table: [(&[&str], &str); 12] = [
+            (&["tail"], "a URL is missing; statecast tail --help shows how it is used"),
+            (
+                &["set", "a/b"],
+                "the data is missing, or - for standard input; statecast set --help shows how it is used",
+            ),
+            (
+                &["set", "a/b", "1", "2"],
+                "unexpected argument \"2\"; statecast set --help shows how it is used",
+            ),
+            (&["tail", "a", "--lines"], "no option --lines; statecast tail --help lists them"),
+            (&["tail", "a", "--count", "0"], "--count \"0\": must be a number from 1"),
+            (
+                &["tail", "a", "--raw", "--state"],
+                "of --event, --state, --once and --raw only one makes sense",
+            ),
+            (&["tail", "a", "--once", "--count", "2"], "--once and --count contradict each other: how many?"),
+            (
+                &["send", "a", "--event", "init", "x"],
+                "--event \"init\": must be a name: an event cannot be called hello, init, update, heartbeat, open, error",
+            ),
+            (&["set", "a/b/c d", "1"], "\"http://a/b/c d\" is no URL: invalid uri character"),
+            (&["set", "a/..", "1"], "\"a/..\": a topic is 1 to 64 of A-Z a-z 0-9 . _ - and not . or .."),
+            (&["set", "a/b", "-5"], "no option -5; statecast set --help lists what there is"),
+            (&["tail", "a", "--header", "s3cret"], "--header: must be 'Name: value'"),
+        ];
+        for (arguments, line) in table {
+            assert_eq!(parse(arguments, &[]).map(|_| ()), Err(line.to_owned()), "{arguments:?}");
+        }
+        assert_eq!(parse(&["set", "a/b", "--", "-5"], &[]).unwrap().data, "-5");
+    }
+
+    #[test]
+    fn a_clients_token_comes_from_a_flag_or_the_environment_and_is_not_shown() {
+        let variables = [("STATECAST_TOKEN", "s3cret"), ("STATECAST_EVENT", "x"), ("STATECAST_COUNT", "x")];
+        let client = parse(&["tail", "a", "--header", "Cookie: s3cret"], &variables).unwrap();
+        assert!(client.token.as_ref().unwrap().is("s3cret"));
+        assert!(!format!("{client:?}").contains("s3cret"));
+        let client = parse(&["tail", "a", "--token", "other"], &variables).unwrap();
+        assert!(client.token.unwrap().is("other"));
+        let error = parse(&["tail", "a"], &[("STATECAST_TOKEN", "s3\ncret")]).unwrap_err();
+        assert!(error.starts_with("STATECAST_TOKEN: must be"), "{error}");
+    }
+}
