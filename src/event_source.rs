@@ -215,10 +215,8 @@ pub(crate) enum Step {
 /// Whether a connection that failed is tried again.
 enum Again {
     Never,
-    /// After a while that grows.
-    Later,
-    /// When the server said.
-    After(Duration),
+    /// After the reconnection time, or what the answer said instead.
+    After(Option<Duration>),
 }
 
 struct Connection {
@@ -321,7 +319,7 @@ impl EventSource {
     /// Ends the connection and forgets the last event id, so that the next one, after the usual wait, begins with the
     /// present: for a caller to whom the events make no sense. Does nothing to a closed source.
     pub fn start_over(&mut self, why: impl Into<String>) {
-        self.lose(Reason::StartedOver(why.into()), &Again::Later);
+        self.lose(Reason::StartedOver(why.into()), &Again::After(None));
         self.last_event_id.clear();
     }
 
@@ -348,7 +346,7 @@ impl EventSource {
                     }
                     return Some(Step::Event(event));
                 }
-                Err(reason) => return self.lose(reason, &Again::Later),
+                Err(reason) => return self.lose(reason, &Again::After(None)),
             }
         }
     }
@@ -378,7 +376,7 @@ impl EventSource {
         let answer = request.call();
         self.shared.expect_within(None);
         let mut answer = answer.map_err(|error| {
-            (self.shared.why(Reason::Cut(error.into_io().to_string()), ANSWER), Again::Later)
+            (self.shared.why(Reason::Cut(error.into_io().to_string()), ANSWER), Again::After(None))
         })?;
         let status = answer.status();
         let content_type = header(&answer, &CONTENT_TYPE).unwrap_or_default();
@@ -393,9 +391,9 @@ impl EventSource {
         }
         let again = match retry_after(&answer) {
             _ if status == StatusCode::NO_CONTENT => Again::Never,
-            Some(time) => Again::After(time),
-            None if (self.init.tries_again)(status.as_u16()) => Again::Later,
+            None if (self.init.tries_again)(status.as_u16()) => Again::After(None),
             None => Again::Never,
+            time => Again::After(time),
         };
         let reason = match status {
             StatusCode::NO_CONTENT => Reason::NoContent,
@@ -422,8 +420,7 @@ impl EventSource {
                 self.shared.close(reason);
                 return None;
             }
-            Again::Later => wait_after(self.failures, self.reconnection_time),
-            Again::After(time) => *time,
+            Again::After(time) => wait_after(self.failures, time.unwrap_or(self.reconnection_time)),
         };
         self.failures += 1;
         self.next_try = Instant::now() + wait;

@@ -195,13 +195,14 @@ impl Publisher {
                 }
                 Answer::Away { text, retry_after } => (text, retry_after),
             };
-            // The first try may have met a connection that the server was about to close.
+            // The first try may have met a connection that the server was about to close: the second comes at once.
             if failures > 0 && text != told {
                 tell(&text);
                 told = text;
             }
-            let wait = if failures == 0 { Duration::ZERO } else { wait_after(failures - 1, RETRY) };
-            thread::sleep(retry_after.unwrap_or(wait));
+            if failures > 0 || retry_after.is_some() {
+                thread::sleep(wait_after(failures.saturating_sub(1), retry_after.unwrap_or(RETRY)));
+            }
         }
         unreachable!("a wait of half a second and more does not end {} times", u32::MAX)
     }
