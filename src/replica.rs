@@ -183,8 +183,8 @@ pub(crate) struct Follower {
     pub document: Option<Arc<Value>>,
     last_event_id: Option<EventId>,
     changes: u64,
-    /// `hello` has announced `init`: until then there is nothing that an update could follow.
-    expects_init: bool,
+    /// An update may come next. Not before the first `init`, nor between `hello` or a failure and the next one.
+    is_followed: bool,
 }
 
 impl Follower {
@@ -193,6 +193,12 @@ impl Follower {
     /// # Errors
     /// Why the event does not follow. The document stays as it was, and cannot go on.
     pub fn follow(&mut self, event: &Event) -> Result<bool, String> {
+        let result = self.apply(event);
+        self.is_followed &= result.is_ok();
+        result
+    }
+
+    fn apply(&mut self, event: &Event) -> Result<bool, String> {
         let parse = || {
             serde_json::from_str::<Value>(&event.data).map_err(|error| {
                 let Event { name, id, .. } = event;
@@ -202,23 +208,24 @@ impl Follower {
         let id = || event.id.parse::<EventId>().map_err(|error| format!("{}: {error}", event.name));
         match event.name.as_str() {
             "hello" => {
-                self.expects_init = parse()?["resume"] != "replay";
-                if !self.expects_init && self.document.is_none() {
+                let is_replay = parse()?["resume"] == "replay";
+                if is_replay && !self.is_followed {
                     return Err("the server goes on from a document that is not here".to_owned());
                 }
+                self.is_followed = is_replay;
                 Ok(false)
             }
             "init" => {
                 let (document, id) = (parse()?, id()?);
                 self.document = Some(Arc::new(document));
                 self.last_event_id = Some(id);
-                self.expects_init = false;
+                self.is_followed = true;
                 self.changes += 1;
                 Ok(true)
             }
             "update" => {
                 let (patch, id) = (parse()?, id()?);
-                let document = self.document.as_mut().filter(|_| !self.expects_init);
+                let document = self.document.as_mut().filter(|_| self.is_followed);
                 let document = document.ok_or_else(|| format!("update {id} came before init"))?;
                 if Some(id) <= self.last_event_id {
                     let last = self.last_event_id.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -294,9 +301,17 @@ mod tests {
             let document = (!before.is_empty()).then(|| json!({"a": 1}));
             assert_eq!(follower.document.as_deref(), document.as_ref());
         }
+        let update = event("update", "{}", "6-0");
         let mut follower = Follower::default();
         follower.follow(&init).unwrap();
         follower.follow(&hello("init")).unwrap();
-        assert!(follower.follow(&event("update", "{}", "6-0")).is_err(), "init was announced");
+        assert!(follower.follow(&update).is_err(), "init was announced");
+        follower.follow(&init).unwrap();
+        follower.follow(&event("update", "{", "6-0")).unwrap_err();
+        assert!(
+            follower.follow(&hello("replay")).is_err(),
+            "what was before the failure is not the document"
+        );
+        assert!(follower.follow(&update).is_err());
     }
 }

@@ -7,7 +7,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -461,6 +461,14 @@ pub struct Binary {
 impl Binary {
     pub fn start(arguments: &[&str]) -> Binary {
         Binary::spawn(Command::new(env!("CARGO_BIN_EXE_statecast")).args(arguments))
+    }
+
+    /// Starts it where another one has been before.
+    pub fn start_at(address: SocketAddr, arguments: &[&str]) -> Binary {
+        // What is left of that one may hold the port for a moment.
+        wait_until(|| TcpListener::bind(address).is_ok(), |is_free| *is_free);
+        let listen = address.to_string();
+        Binary::start(&[&["--listen", &listen], arguments].concat())
     }
 
     /// Starts it under a shell that sets a limit first.
