@@ -17,7 +17,7 @@ use crate::event_source::{USER_AGENT, may_pass, refusal_text, retry_after, wait_
 /// A line with more is refused without asking the server: there is memory for it, but no use.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
-/// For a name to be resolved, a connection to be made, and each read and write on it.
+/// For a connection to be made, and for each read and write on it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Less than the server keeps an idle connection (75 s), and more than a minute.
@@ -139,7 +139,7 @@ impl Publisher {
             // A redirect would turn PATCH and POST into GET.
             .max_redirects(0)
             .user_agent(USER_AGENT)
-            .timeout_resolve(Some(PATIENCE))
+            // No limit for resolving a name: ureq would start a thread for each request to keep it.
             .timeout_connect(Some(PATIENCE))
             .timeout_per_read(Some(PATIENCE))
             .timeout_per_write(Some(PATIENCE))
