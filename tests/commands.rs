@@ -245,10 +245,10 @@ fn set_and_send_print_the_id_of_what_they_published() {
     assert_eq!(run(&["set", &address.to_string(), r#"{"hall":1,"kitchen":null}"#]).code, Some(0));
     assert_eq!(stream.next().data, r#"{"hall":1,"kitchen":null}"#);
 
-    let sent = run(&["send", &url, "--event", "alert", "the kettle boils"]);
+    let alert = run(&["send", &url, "--event", "alert", "the kettle boils"]);
     let event = stream.next();
     assert_eq!((&*event.name, &*event.data), ("alert", r#"{"kitchen":"the kettle boils"}"#));
-    assert_eq!(sent, done(&format!("{}\n", event.id())));
+    assert_eq!(alert, done(&format!("{}\n", event.id())));
     assert_eq!(run(&["send", &url, "--json", r#"{"a":1}"#]).code, Some(0));
     let event = stream.next();
     assert_eq!((&*event.name, &*event.data), ("message", r#"{"kitchen":{"a":1}}"#));

@@ -131,7 +131,7 @@ impl Reading {
 
     /// Waits until the source gives no more, and returns why.
     fn end(self) -> Reason {
-        while let Ok(event) = self.events.recv_timeout(DEADLINE) {
+        if let Ok(event) = self.events.recv_timeout(DEADLINE) {
             panic!("{event:?} came");
         }
         assert_eq!(self.handle.ready_state(), ReadyState::Closed, "it has ended");

@@ -2,9 +2,10 @@
 //!
 //! `cargo run --release --example fuzz -- --seconds 30 --seed 7`
 //!
-//! Even cases mutate requests: each answer is HTTP or a closed connection and shows nothing of the request, and a
-//! witness beside it goes on publishing and following. Odd cases send JSON texts as `PATCH` and `PUT`: what is kept is
-//! what a model (`serde_json` and [`statecast::merge`]) keeps. One thread makes all cases from the seed.
+//! The cases by turns: mutated requests, of which each answer is HTTP or a closed connection and shows nothing of the
+//! request, while a witness beside them goes on publishing and following; JSON texts as `PATCH` and `PUT`, of which is
+//! kept what a model (`serde_json` and [`statecast::merge`]) keeps; and event streams, which are parsed to the same
+//! events whole and in pieces. One thread makes all cases from the seed.
 
 mod random;
 
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use random::Rng;
 use serde_json::{Map, Value, json};
-use statecast::{Config, EventId, Server};
+use statecast::{Config, EventId, Parser, Server, TooLarge};
 
 /// Generous: what takes longer hangs.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -578,6 +579,54 @@ fn json_case(witness: &mut Witness, model: &mut Value, rng: &mut Rng) -> Result<
     Ok(())
 }
 
+/// Parses a stream that is nearly right, whole and in pieces.
+fn parser_case(rng: &mut Rng) -> Result<(), Failure> {
+    const WORDS: [&[u8]; 12] = [
+        b"data: x",
+        b"data",
+        b"event: a",
+        b"id: 1",
+        b"id: \0",
+        b"retry: 5",
+        b":",
+        b"\n",
+        b"\r",
+        b"\r\n\r\n",
+        b"\xef\xbb\xbf",
+        b"\xe2\x82",
+    ];
+    let mut stream: Vec<u8> = (0..rng.index(60)).flat_map(|_| rng.of(&WORDS)).copied().collect();
+    mutate(&mut stream, rng);
+    let parse = |pieces: &[&[u8]]| {
+        // Small enough that some lines are too long.
+        let (mut parser, mut events) = (Parser::resume(String::new(), 200), Vec::new());
+        for mut piece in pieces.iter().copied() {
+            loop {
+                match parser.next(&mut piece) {
+                    Ok(Some(event)) => events.push(event),
+                    Ok(None) => break,
+                    Err(TooLarge { .. }) => return (events, false),
+                }
+            }
+        }
+        (events, true)
+    };
+    let whole = parse(&[&stream]);
+    let mut pieces = Vec::new();
+    let mut rest = &stream[..];
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(rng.index(9).min(rest.len()));
+        pieces.push(piece);
+        rest = after;
+    }
+    let split = parse(&pieces);
+    if split == whole {
+        Ok(())
+    } else {
+        Err(failure("parser", format!("{whole:?}, in pieces {split:?}"), &stream))
+    }
+}
+
 fn options() -> Result<(u64, u64), lexopt::Error> {
     use lexopt::prelude::*;
     let (mut seconds, mut seed) = (30, 7);
@@ -604,23 +653,23 @@ fn main() -> ExitCode {
     let mut witness = Witness::start().expect("a server starts on a free port");
     let mut modelled = Witness::start().expect("a server starts on a free port");
     let (mut model, mut costly) = (json!({}), COSTLY);
-    let (mut passed, mut failed) = ([0_u64; 2], Vec::<(&str, u64)>::new());
+    let (mut passed, mut failed) = ([0_u64; 3], Vec::<(&str, u64)>::new());
     let until = Instant::now() + Duration::from_secs(seconds);
     for case in 0_u64.. {
         if Instant::now() > until {
             break;
         }
         let mut rng = Rng(seed ^ case.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        let mut result = if case % 2 == 0 {
-            mutated_case(witness.server.address(), &mut rng, &mut costly)
-        } else {
-            json_case(&mut modelled, &mut model, &mut rng)
+        let mut result = match case % 3 {
+            0 => mutated_case(witness.server.address(), &mut rng, &mut costly),
+            1 => json_case(&mut modelled, &mut model, &mut rng),
+            _ => parser_case(&mut rng),
         };
         if result.is_ok() && case % 100 == 0 {
             result = witness.check().map_err(|text| failure("witness", text, b"one of the last 100 cases"));
         }
         let Err(failure) = result else {
-            passed[(case % 2) as usize] += 1;
+            passed[(case % 3) as usize] += 1;
             continue;
         };
         if let Some((_, count)) = failed.iter_mut().find(|(kind, _)| *kind == failure.kind) {
@@ -639,13 +688,17 @@ fn main() -> ExitCode {
             break;
         }
     }
-    println!("{} mutated requests, {} JSON texts, {} costly", passed[0], passed[1], COSTLY - costly);
+    let [requests, texts, streams] = passed;
+    println!(
+        "{requests} mutated requests, {texts} JSON texts, {streams} event streams, {} costly",
+        COSTLY - costly
+    );
     for (kind, count) in &failed {
         println!("FAILED {kind}: {count} cases");
     }
     println!(
         "{} passed, {} failed",
-        passed[0] + passed[1],
+        passed.iter().sum::<u64>(),
         failed.iter().map(|(_, count)| count).sum::<u64>()
     );
     ExitCode::from(u8::from(!failed.is_empty()))
