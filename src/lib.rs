@@ -2,19 +2,19 @@
 //!
 //! A client that connects gets the document (`init`), every change reaches it as an `update`, and one that was away
 //! gets exactly what it missed. Whoever applies `init` and then every `update` with RFC 7396 holds the server's
-//! document. The program is in `main.rs`; as a library it is a server inside your own program or test:
+//! document. The program is in `main.rs`; as a library it is a server inside your own program or test, and the other end
+//! of the wire, an [`EventSource`] and a [`Replica`] of the document:
 //!
 //! ```
-//! use statecast::{Config, Server};
-//! use std::io::{BufRead, BufReader};
+//! use statecast::{Config, EventSource, Server};
 //!
 //! let server = Server::start(Config::default())?;
 //! let url = format!("http://{}", server.address());
-//! let stream = ureq::get(format!("{url}/events")).call().unwrap();
+//! let mut events = EventSource::new(&format!("{url}/events"))?;
+//! assert_eq!(events.next().unwrap().name, "hello");
+//! assert_eq!(events.next().unwrap().data, "{}");
 //! ureq::put(format!("{url}/state/kitchen")).send(r#"{"temp":21.5}"#).unwrap();
-//! let mut lines = BufReader::new(stream.into_body().into_reader()).lines();
-//! let update = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("21.5"))).unwrap()?;
-//! assert_eq!(update, r#"data: {"kitchen":{"temp":21.5}}"#);
+//! assert_eq!(events.next().unwrap().data, r#"{"kitchen":{"temp":21.5}}"#);
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
@@ -25,7 +25,8 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `main`, [`Config`] | the command, and the one table of its options |
+//! | `main`, [`Command`] | the commands, and what each is to do |
+//! | `settings`, [`Config`] | options as tables; that of the server |
 //! | `listener`, `connection` | tiny_http kept alive; whose turn it is, and who takes too long |
 //! | `socket`, `allocator` | the sockets that tiny_http hides, and the memory it would give away |
 //! | `door` | a request becomes one of ours, or a refusal |
@@ -42,10 +43,20 @@
 //! | `lab` | with `--lab` only: what goes wrong in life, done to clients on purpose |
 //! | `log`, `metrics`, `clock` | a line a fault, a number a kind, the time |
 //!
+//! The other end takes the event from there:
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`Parser`] | bytes as events, in whatever pieces they come |
+//! | [`EventSource`] | the browser's, blocking: connects, resumes, waits, notices silence |
+//! | [`Replica`] | a copy of the document, current or made anew |
+//! | `tail`, `publish` | the client commands: a stream on standard output; data on its way to the server |
+//!
 //! # Threads
 //! tiny_http reads requests in threads of its own. A few *request* threads of ours take them, publish, and are done.
 //! The *hub* thread writes to every live client, the *catch-up* thread to those that fell behind; the *keeper* looks
-//! after tiny_http; the *saver* and the *log* wait for disk and terminal, so that nobody else does.
+//! after tiny_http; the *saver* and the *log* wait for disk and terminal, so that nobody else does. An [`EventSource`] reads
+//! in its caller's thread, with one beside it that watches for silence; a [`Replica`] has a thread of its own.
 //!
 //! It is made for Linux; there is no async runtime. On another Unix it finds no sockets, and falls back on time-outs.
 

@@ -41,7 +41,12 @@ struct Shell(Child);
 impl Shell {
     fn run(script: &str) -> Shell {
         let limit = DEADLINE.as_secs().to_string();
-        let shell = Command::new("timeout").args([&limit, "sh", "-c", script]).stdout(Stdio::piped()).spawn();
+        // Its own commands are on the path, as for somebody who installed it.
+        let folder = std::path::Path::new(env!("CARGO_BIN_EXE_statecast")).parent().unwrap();
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("timeout");
+        command.args([&limit, "sh", "-c", script]).env("PATH", path).stdout(Stdio::piped());
+        let shell = command.spawn();
         Shell(shell.expect("a shell runs"))
     }
 }
