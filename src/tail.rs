@@ -35,7 +35,7 @@ pub fn tail(client: &Client) -> io::Result<()> {
             (Err(error), _) => Err(error),
             (Ok(()), Some(Step::Event(event))) => shown.show(&event, &mut source),
             (Ok(()), Some(Step::Lost(reason, wait))) => {
-                shown.tell(reason, wait.as_secs_f32());
+                shown.tell(reason, &format!("connecting again in {} ms", wait.as_millis()));
                 Ok(false)
             }
             (Ok(()), None) => break,
@@ -76,7 +76,7 @@ impl Shown<'_> {
                 Ok(false) => return Ok(false),
                 Err(why) => {
                     source.start_over(&*why);
-                    self.tell(Reason::StartedOver(why), 0.0);
+                    self.tell(Reason::StartedOver(why), "asking for the document anew");
                     return Ok(false);
                 }
             }
@@ -96,9 +96,9 @@ impl Shown<'_> {
         self.out.flush()
     }
 
-    fn tell(&mut self, reason: Reason, seconds: f32) {
+    fn tell(&mut self, reason: Reason, next: &str) {
         if self.told.as_ref() != Some(&reason) {
-            writeln!(io::stderr(), "statecast: {reason}; connecting again in {seconds:.1} s").ok();
+            writeln!(io::stderr(), "statecast: {reason}; {next}").ok();
             self.told = Some(reason);
         }
     }

@@ -180,7 +180,7 @@ fn tail_raw_is_the_bytes_as_they_come() {
     tail.out.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, more, "and not the fourth");
     let ended = tail.end();
-    assert_eq!(ended.err, "statecast: the server ended the stream; connecting again in 0.1 s\n");
+    assert_eq!(ended.err, "statecast: the server ended the stream; connecting again in 100 ms\n");
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn tail_says_why_it_is_refused_and_goes_on_through_what_passes() {
     write!(proxy, "HTTP/1.1 204 No Content\r\n\r\n").unwrap();
     let ended = tail.end();
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert_eq!(ended.err, "statecast: the answer was 502; connecting again in 0.1 s\n");
+    assert_eq!(ended.err, "statecast: the answer was 502; connecting again in 100 ms\n");
 }
 
 #[test]

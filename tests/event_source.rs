@@ -261,11 +261,15 @@ fn redirects_are_followed_and_the_token_stays_with_its_host() {
     for (number, status) in ["301 x", "302 x", "303 x", "307 x", "308 x"].into_iter().enumerate() {
         let asked = first.asked();
         assert!(asked.head.starts_with("GET /events HTTP/1.1\r\n"), "the first address: {}", asked.head);
-        asked.answer(&format!("HTTP/1.1 {status}\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"));
+        asked.answer(&format!(
+            "HTTP/1.1 {status}\r\nConnection: close\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
+        ));
         let asked = first.asked();
         assert!(asked.head.starts_with("GET /there HTTP/1.1\r\n"), "{}", asked.head);
         let elsewhere = second.url().replace("127.0.0.1", "localhost");
-        asked.answer(&format!("HTTP/1.1 {status}\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n"));
+        asked.answer(&format!(
+            "HTTP/1.1 {status}\r\nConnection: close\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n"
+        ));
         let mut asked = second.asked();
         assert_eq!(asked.header("Authorization"), None, "not to another host");
         let last = if number == 0 { "7".to_owned() } else { (number - 1).to_string() };
@@ -280,7 +284,9 @@ fn a_redirect_without_end_is_a_failure_like_no_connection() {
     let script = Script::new();
     let reading = Reading::of(&script);
     for _ in 0..=20 {
-        script.asked().answer("HTTP/1.1 302 x\r\nLocation: /events\r\nContent-Length: 0\r\n\r\n");
+        script
+            .asked()
+            .answer("HTTP/1.1 302 x\r\nConnection: close\r\nLocation: /events\r\nContent-Length: 0\r\n\r\n");
     }
     script.asked().answer(&format!("{STREAM}\r\ndata: 1\n\n"));
     assert_eq!(reading.next(), message("1", ""));
