@@ -10,8 +10,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
+use ureq::config::{ConfigBuilder, RedirectAuthHeaders};
 use ureq::http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
+use ureq::typestate::AgentScope;
 use ureq::{Agent, Body, BodyReader};
 
 use crate::clock::random_between;
@@ -45,7 +47,7 @@ const SLACK: Duration = Duration::from_secs(2);
 /// Longer than any wait, and small enough to be added to a time.
 const A_DAY: Duration = Duration::from_secs(86_400);
 
-pub(crate) const USER_AGENT: &str = concat!("statecast/", env!("CARGO_PKG_VERSION"));
+const USER_AGENT: &str = concat!("statecast/", env!("CARGO_PKG_VERSION"));
 
 /// How to listen: what a browser's `EventSourceInit` would be, could it do as much.
 #[derive(Clone)]
@@ -353,13 +355,10 @@ impl EventSource {
 
     /// One try. Blocks until the head of the answer is there.
     fn connect(&self) -> Result<Connection, (Reason, Again)> {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
+        let config = agent_config()
             .max_redirects(MAX_REDIRECTS)
-            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
-            .user_agent(USER_AGENT)
-            .timeout_resolve(Some(CONNECT))
-            .timeout_connect(Some(CONNECT));
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .timeout_resolve(Some(CONNECT));
         let agent: Agent = config.build().into();
         self.shared.use_agent(&agent);
         let mut request = agent.get(&self.url);
@@ -608,6 +607,20 @@ impl Shared {
             state = self.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
+
+/// How all of our clients talk.
+pub(crate) fn agent_config() -> ConfigBuilder<AgentScope> {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .user_agent(USER_AGENT)
+        .timeout_connect(Some(CONNECT));
+    #[cfg(feature = "tls")]
+    let config = {
+        use ureq::tls::{RootCerts, TlsConfig};
+        config.tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+    };
+    config
 }
 
 /// Whether ureq as it was built can ask for this.

@@ -12,12 +12,12 @@ use serde_json::Value;
 use ureq::Agent;
 
 use crate::commands::Client;
-use crate::event_source::{USER_AGENT, may_pass, refusal_text, retry_after, wait_after};
+use crate::event_source::{agent_config, may_pass, refusal_text, retry_after, wait_after};
 
 /// A line with more is refused without asking the server: there is memory for it, but no use.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
-/// For a connection to be made, and for each read and write on it.
+/// For each read and write.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Less than the server keeps an idle connection (75 s), and more than a minute.
@@ -134,13 +134,10 @@ enum Answer {
 
 impl Publisher {
     fn new(client: &Client, url: String, content_type: &'static str, is_change: bool) -> Publisher {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
+        // No limit for resolving a name: ureq would start a thread for each request to keep it.
+        let config = agent_config()
             // A redirect would turn PATCH and POST into GET.
             .max_redirects(0)
-            .user_agent(USER_AGENT)
-            // No limit for resolving a name: ureq would start a thread for each request to keep it.
-            .timeout_connect(Some(PATIENCE))
             .timeout_per_read(Some(PATIENCE))
             .timeout_per_write(Some(PATIENCE))
             .max_idle_age(MAX_IDLE);
