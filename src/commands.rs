@@ -1,5 +1,7 @@
 //! The command line: which command, and what it is to do. `serve` has its options in `config`, the clients here.
 
+use ureq::http::{HeaderName, HeaderValue};
+
 use crate::config::{Config, SETTINGS, Token};
 use crate::event::{EventName, Topic};
 use crate::event_source::{EventSourceInit, check_url, may_pass};
@@ -78,7 +80,11 @@ const ACCESS: &[Setting<Client>] = &[
         help: "a further 'Name: value' of each request; once for each",
         set: |client, text| {
             let (name, value) = text.split_once(':').ok_or("'Name: value'")?;
-            client.headers.0.push((name.trim().to_owned(), value.trim().to_owned()));
+            let (name, value) = (name.trim(), value.trim());
+            if HeaderName::from_bytes(name.as_bytes()).is_err() || HeaderValue::from_str(value).is_err() {
+                return Err("'Name: value' as HTTP has them".to_owned());
+            }
+            client.headers.0.push((name.to_owned(), value.to_owned()));
             Ok(())
         },
     },
@@ -419,7 +425,7 @@ mod tests {
 
     #[test]
     fn a_wrong_client_command_is_one_line_that_says_what_would_be_right() {
-        let table: [(&[&str], &str); 12] = [
+        let table: [(&[&str], &str); 13] = [
             (&["tail"], "a URL is missing; statecast tail --help shows how it is used"),
             (
                 &["set", "a/b"],
@@ -444,6 +450,7 @@ mod tests {
             (&["set", "a/..", "1"], "\"a/..\": a topic is 1 to 64 of A-Z a-z 0-9 . _ - and not . or .."),
             (&["set", "a/b", "-5"], "no option -5; statecast set --help lists what there is"),
             (&["tail", "a", "--header", "s3cret"], "--header: must be 'Name: value'"),
+            (&["tail", "a", "--header", "a b: s3cret"], "--header: must be 'Name: value' as HTTP has them"),
         ];
         for (arguments, line) in table {
             assert_eq!(parse(arguments, &[]).map(|_| ()), Err(line.to_owned()), "{arguments:?}");

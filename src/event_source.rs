@@ -65,7 +65,7 @@ pub struct EventSourceInit {
     ///
     /// `|_| true` goes on whatever comes; [`may_pass`] where an answer speaks of the moment and not of the request.
     pub tries_again: fn(u16) -> bool,
-    /// Without a byte for so long a connection is given up. Default: what the `heartbeat_ms` of `hello` makes of it, two
+    /// Without a byte for so long (a day at most) a connection is given up. Default: what the `heartbeat_ms` of `hello` makes of it, two
     /// heartbeats and 2 s; for ever with a server that says no `hello`.
     pub silence: Option<Duration>,
     /// What an event may have in bytes; one with more ends the connection. Default: [`MAX_EVENT_BYTES`].
@@ -579,7 +579,7 @@ impl Shared {
     /// Sets when the watch shuts the connection down; `None`: not at all.
     fn expect_within(&self, limit: Option<Duration>) {
         let mut state = self.lock();
-        state.until = limit.map(|limit| Instant::now() + limit);
+        state.until = limit.map(|limit| Instant::now() + limit.min(A_DAY));
         // It sleeps to the time it knows; most of the time that is earlier, and it finds out when it wakes.
         if state.until.is_some_and(|until| until < state.next_look) {
             self.changed.notify_all();
