@@ -14,9 +14,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
 use crate::answer::Answer;
-use crate::config::duration;
 use crate::door::Call;
 use crate::hub::Hub;
+use crate::settings::duration;
 use crate::stream::{Arrival, Wire};
 
 /// No fault stays on for longer: it would be forgotten, and found again as a bug.

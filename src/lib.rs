@@ -71,8 +71,8 @@ mod connection;
 mod document;
 mod door;
 mod event;
-mod handle;
 mod event_source;
+mod handle;
 mod history;
 mod hub;
 mod lab;
@@ -88,8 +88,8 @@ mod server;
 mod settings;
 mod socket;
 mod stream;
-mod watch;
 mod tail;
+mod watch;
 
 pub use allocator::{PatientAllocator, trust_this_thread, use_one_arena};
 pub use capacity::Capacity;
@@ -97,18 +97,17 @@ pub use commands::{Client, Command, help};
 pub use config::{Config, Origin, Token};
 pub use document::{Refusal, diff, merge};
 pub use event::{EventId, EventName, MalformedId, Topic};
+pub use event_source::{EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, may_pass};
 pub use handle::Restart;
 pub use history::EventData;
-pub use event::{EventId, MalformedId};
-pub use event_source::{EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, may_pass};
 pub use metrics::count_tiny_http_panics;
 pub use parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
 pub use publish::{send, set};
 pub use replica::{NotSo, Replica};
 pub use server::Server;
 pub use stream::ClientStatus;
-pub use watch::TimedOut;
 pub use tail::tail;
+pub use watch::TimedOut;
 
 /// The README's examples are tests, too.
 #[cfg(doctest)]

@@ -136,14 +136,14 @@ impl Replica {
     pub fn wait_until(
         &self,
         mut predicate: impl FnMut(&Value) -> bool,
-        within: Duration,
+        timeout: Duration,
     ) -> Result<Arc<Value>, NotSo> {
         let start = Instant::now();
         let mut seen = 0;
         loop {
             let mut state = self.shared.lock();
             while state.follower.changes == seen {
-                let left = within.saturating_sub(start.elapsed());
+                let left = timeout.saturating_sub(start.elapsed());
                 if state.has_ended || left.is_zero() {
                     let document = state.follower.document.clone();
                     return Err(NotSo { document, reason: self.source.reason(), has_ended: state.has_ended });

@@ -16,7 +16,7 @@ use tiny_http::{Method, Request};
 use crate::access::Rules;
 use crate::answer::{Answer, Patient, STREAM_HEADERS};
 use crate::capacity::Capacity;
-use crate::config::{Config, duration};
+use crate::config::Config;
 use crate::connection::{Patience, Turn};
 use crate::document;
 use crate::door::{Call, Unfit, has_body_to_come, judge, read_body};
@@ -28,6 +28,7 @@ use crate::listener::{Listener, SocketOptions};
 use crate::log::Log;
 use crate::pages::Pages;
 use crate::saver::{self, Saver};
+use crate::settings::duration;
 use crate::stream::{Arrival, Limits};
 
 /// Kept-alive connections with no request under way.

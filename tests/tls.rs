@@ -50,13 +50,6 @@ impl Proxy {
         wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(), |is_there| *is_there);
         proxy
     }
-
-    /// Runs a client that trusts this authority and no other.
-    fn run(&self, arguments: &[&str], authority: &Path) -> Output {
-        let mut command = Command::new("timeout");
-        command.args([&DEADLINE.as_secs().to_string(), env!("CARGO_BIN_EXE_statecast")]).args(arguments);
-        command.env("SSL_CERT_FILE", authority).output().unwrap()
-    }
 }
 
 impl Drop for Proxy {
@@ -67,19 +60,26 @@ impl Drop for Proxy {
     }
 }
 
+/// Runs a client that trusts this authority and no other.
+fn run(arguments: &[&str], authority: &Path) -> Output {
+    let mut command = Command::new("timeout");
+    command.args([&DEADLINE.as_secs().to_string(), env!("CARGO_BIN_EXE_statecast")]).args(arguments);
+    command.env("SSL_CERT_FILE", authority).output().unwrap()
+}
+
 #[test]
 #[ignore = "needs nginx and openssl: tests/all installs them"]
 fn clients_speak_https_to_whom_the_system_trusts_and_to_nobody_else() {
     let server = start_with(|config| config.open = true);
     let proxy = Proxy::start(server.address());
     let authority = proxy.folder.join("authority.pem");
-    let set = proxy.run(&["set", &proxy.url, r#"{"temp":21.5}"#], &authority);
+    let set = run(&["set", &proxy.url, r#"{"temp":21.5}"#], &authority);
     assert_eq!(set.status.code(), Some(0), "{}", String::from_utf8_lossy(&set.stderr));
-    let tail = proxy.run(&["tail", "--once", &proxy.url], &authority);
+    let tail = run(&["tail", "--once", &proxy.url], &authority);
     assert_eq!(String::from_utf8(tail.stdout).unwrap(), "{\"temp\":21.5}\n");
 
     let stranger = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let refused = proxy.run(&["set", &proxy.url, "1"], &stranger);
+    let refused = run(&["set", &proxy.url, "1"], &stranger);
     let error = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(1), "{error}");
     assert_eq!(get(server.address(), "/state/kitchen").body, r#"{"temp":21.5}"#, "{error}");
