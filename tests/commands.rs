@@ -351,19 +351,12 @@ fn set_loses_nothing_across_five_restarts_of_the_server() {
 /// Takes a connection and reads a request with its body.
 fn next_request(listener: &TcpListener) -> (TcpStream, String) {
     let (mut connection, _) = listener.accept().unwrap();
-    connection.set_read_timeout(Some(DEADLINE)).unwrap();
     let request = read_request(&mut connection);
     (connection, request)
 }
 
 fn read_request(connection: &mut TcpStream) -> String {
-    let mut request = Vec::new();
-    let mut byte = [0];
-    while !request.ends_with(b"\r\n\r\n") {
-        connection.read_exact(&mut byte).unwrap();
-        request.extend(byte);
-    }
-    let head = String::from_utf8(request).unwrap();
+    let head = read_head(connection);
     let length = head
         .lines()
         .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use statecast::{
     Event, EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, Token, may_pass,
 };
-use support::{DEADLINE, wait_until};
+use support::{DEADLINE, read_head, wait_until};
 
 /// A socket that is accepted by hand.
 struct Script {
@@ -57,14 +57,7 @@ impl Script {
             }
         };
         connection.set_nonblocking(false).unwrap();
-        connection.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            connection.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error} after {head:?}"));
-            head.push(byte[0]);
-        }
-        Some(Asked { head: String::from_utf8_lossy(&head).into_owned(), connection })
+        Some(Asked { head: read_head(&mut connection), connection })
     }
 
     /// Whether somebody connects who was not expected. Only to be asked when the client has nothing left to do.

@@ -72,8 +72,8 @@ fn an_update_that_cannot_follow_makes_the_replica_begin_anew() {
         "event: hello\ndata: {\"resume\":\"replay\"}\n\n".to_owned() + &update(10, r#"{"a":4}"#),
     ];
     for (number, stream) in streams.iter().enumerate() {
-        let mut connection = accept(&listener);
-        let head = head_of(&mut connection);
+        let mut connection = listener.accept().unwrap().0;
+        let head = read_head(&mut connection);
         assert!(!head.to_ascii_lowercase().contains("last-event-id"), "stream {number}: {head}");
         write!(connection, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n{stream}").unwrap();
         // The client leaves; the server did not.
@@ -81,28 +81,12 @@ fn an_update_that_cannot_follow_makes_the_replica_begin_anew() {
         let mut rest = Vec::new();
         connection.read_to_end(&mut rest).unwrap();
     }
-    let mut connection = accept(&listener);
-    head_of(&mut connection);
+    let mut connection = listener.accept().unwrap().0;
+    read_head(&mut connection);
     let stream = init(11, r#"{"a":5}"#);
     write!(connection, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n{stream}").unwrap();
     let document = replica.wait_until(|document| document["a"] == 5, DEADLINE).unwrap();
     assert_eq!(*document, json!({"a": 5}));
-}
-
-fn accept(listener: &TcpListener) -> TcpStream {
-    let (connection, _) = listener.accept().unwrap();
-    connection.set_read_timeout(Some(DEADLINE)).unwrap();
-    connection
-}
-
-fn head_of(connection: &mut TcpStream) -> String {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        connection.read_exact(&mut byte).unwrap();
-        head.extend(byte);
-    }
-    String::from_utf8(head).unwrap()
 }
 
 /// Passes connections on, slowly and in small pieces, and cuts each after a while.
@@ -121,7 +105,7 @@ fn relay(to: SocketAddr, seed: u64) -> SocketAddr {
                     return;
                 }
                 let mut server: TcpStream = socket.into();
-                server.write_all(head_of(&mut client).as_bytes()).ok();
+                server.write_all(read_head(&mut client).as_bytes()).ok();
                 let mut left = rng.below(2_000_000) + 50_000;
                 let mut piece = [0; 2_048];
                 while let Ok(count @ 1..) = server.read(&mut piece)

@@ -145,6 +145,18 @@ pub fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
+/// Reads the head of a request, and nothing behind it.
+pub fn read_head(connection: &mut TcpStream) -> String {
+    connection.set_read_timeout(Some(DEADLINE)).expect("a time-out");
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        connection.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error}, after {head:?}"));
+        head.extend(byte);
+    }
+    String::from_utf8(head).expect("a head of UTF-8")
+}
+
 /// One event as it was dispatched.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Event {
