@@ -316,6 +316,10 @@ impl Site {
         let _one_at_a_time = (body.len() > LARGE_BODY)
             .then(|| self.large_bodies.lock().unwrap_or_else(PoisonError::into_inner));
         let answer = match (route, &call.method) {
+            // A page asks so whether there is a lab: a 404 would be an error in the browser's console.
+            (Route::Lab | Route::Fault(..), Options) if self.lab.is_none() => {
+                Answer::empty(204).with("Allow", "OPTIONS")
+            }
             (route, Options) => Answer::empty(204).with("Allow", route.methods()),
             (Route::Events(_), Head) => Answer::stream_head(),
             (Route::Events(audience), Post) => self.send(audience, call, body)?,
