@@ -4,55 +4,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "support/page.rs"]
+mod page;
 mod support;
 #[path = "support/webdriver.rs"]
 mod webdriver;
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use page::*;
 use serde_json::{Value, json};
-use statecast::EventId;
 use support::*;
-use webdriver::{Browser, ConsoleLine};
-
-/// Opens the page and waits until its stream is open.
-fn open(browser: &Browser, address: SocketAddr, query: &str) {
-    browser.open(&format!("http://{address}/{query}"));
-    wait_for_state(browser, &["open"]);
-}
-
-fn wait_for_state(browser: &Browser, states: &[&str]) -> String {
-    wait_until(|| browser.attribute("#state", "data-state"), |state| states.contains(&state.as_str()))
-}
-
-/// Waits until the page shows this document and nothing else.
-fn wait_for_document(browser: &Browser, document: &Value) {
-    let is_shown = |text: &String| serde_json::from_str(text).is_ok_and(|shown: Value| shown == *document);
-    wait_until(|| browser.text("#document"), is_shown);
-}
-
-/// Waits until the newest line in the list of events is this event's.
-fn wait_for_event(browser: &Browser, id: EventId) {
-    wait_until(|| browser.attribute("#events li", "data-id"), |newest| *newest == id.to_string());
-}
-
-/// The data of the events of that name in the list, oldest first.
-fn events(browser: &Browser, name: &str) -> Vec<String> {
-    let mut events = browser.texts(&format!("#events [data-event='{name}'] .data"));
-    events.reverse();
-    events
-}
-
-fn clients(address: SocketAddr) -> Vec<Value> {
-    get(address, "/clients").json().as_array().expect("a list").clone()
-}
-
-fn is_complaint(line: &ConsoleLine) -> bool {
-    line.level == "SEVERE" || line.message.contains("Content Security Policy")
-}
+use webdriver::Browser;
 
 #[test]
 #[ignore = "needs Chromium and chromedriver: tests/all installs them"]
@@ -72,8 +37,7 @@ fn a_patch_is_shown_and_the_console_has_no_complaint() {
         events(&browser, "update").iter().map(|data| serde_json::from_str(data).unwrap()).collect();
     assert_eq!(updates, [json!({"kitchen": {"temp": 21.7, "lamp": null}, "hall": null})]);
     assert_eq!(browser.text("#last-event-id"), id.to_string());
-    let console = browser.console();
-    assert!(!console.iter().any(is_complaint), "{console:?}");
+    assert_no_complaint(&browser);
 }
 
 #[test]
@@ -228,8 +192,8 @@ fn what_cannot_be_published_is_said_in_words_and_not_sent() {
     // Had one of the first two been sent, it would be in this list before the third.
     let sent = browser.run(
         "return performance.getEntriesByType('resource')
-            .filter(({ initiatorType }) => initiatorType === 'fetch')
-            .map(({ name }) => new URL(name).pathname)",
+            .map(({ name }) => new URL(name).pathname)
+            .filter((path) => path.startsWith('/state') && !path.endsWith('.js'))",
         &[],
     );
     assert_eq!(sent, json!(["/state"]));
@@ -273,8 +237,7 @@ fn a_key_is_shown_whatever_it_is_called_and_a_value_whatever_it_says() {
     put(address, "/state/__proto__", r#"{"__proto__":{"b":4}}"#);
     open(&browser, address, "?topic=__proto__");
     wait_for_document(&browser, &json!({"__proto__": {"b": 4}}));
-    let console = browser.console();
-    assert!(!console.iter().any(is_complaint), "{console:?}");
+    assert_no_complaint(&browser);
 }
 
 #[test]
@@ -326,6 +289,83 @@ fn a_one_off_event_is_shown_if_it_is_a_message_or_was_asked_for() {
     wait_for_document(&browser, &json!({}));
 }
 
+/// Everything that the page loads.
+const PAGE: [&str; 4] = [
+    include_str!("../public/index.html"),
+    include_str!("../public/style.css"),
+    include_str!("../public/page.js"),
+    include_str!("../public/statecast.js"),
+];
+
+#[test]
+fn the_page_is_plain_and_small() {
+    let size: usize = PAGE.iter().map(|file| file.len()).sum();
+    assert!(size <= 60 << 10, "{size} bytes");
+}
+
+#[test]
+#[ignore = "needs Chromium, chromedriver and axe-core: tests/all installs them"]
+fn axe_finds_nothing_serious_in_light_and_in_dark() {
+    let axe = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node_modules/axe-core/axe.min.js");
+    let axe = fs::read_to_string(&axe)
+        .unwrap_or_else(|error| panic!("{}: {error}; tests/all installs it", axe.display()));
+    let server = start();
+    let address = server.address();
+    put(address, "/state", HOUSE);
+    let browser = Browser::start();
+    open(&browser, address, "");
+    browser.click("#tour > summary");
+    browser.click("#tour details summary");
+    show_wire(&browser);
+    wait_for_event(&browser, patch(address, "/state/kitchen", r#"{"temp":21.5}"#));
+    wait_until(|| browser.text("#clients"), |rows| rows.contains("the wire"));
+    for scheme in ["light", "dark"] {
+        prefer(&browser, scheme);
+        wait_until_still(&browser);
+        let script = format!(
+            "{axe};
+            return axe.run().then(({{ violations, passes }}) => [passes.length, violations
+                .filter(({{ impact }}) => impact === 'serious' || impact === 'critical')
+                .map(({{ id, nodes }}) => [id, ...nodes.map(({{ html, failureSummary }}) => html + failureSummary)])])"
+        );
+        let found = browser.run(&script, &[]);
+        assert_eq!(found[1], json!([]), "{scheme}");
+        assert!(found[0].as_u64() > Some(20), "{found}");
+    }
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn ten_thousand_keys_and_thousands_of_events_keep_the_lists_bounded_and_the_document_right() {
+    let server = start();
+    let address = server.address();
+    let keys: serde_json::Map<String, Value> = (0..10_000).map(|n| (format!("key{n}"), json!(n))).collect();
+    put(address, "/state/big", &Value::Object(keys.clone()).to_string());
+    let browser = Browser::start();
+    open(&browser, address, "?topic=big");
+    show_wire(&browser);
+    // Pipelined, as fast as the server takes them.
+    for batch in 0..15 {
+        let one = |n: i32| {
+            let body = format!(r#"{{"key{n}":"{batch}"}}"#);
+            let close = if n == 99 { "Connection: close\r\n" } else { "" };
+            let length = body.len();
+            format!(
+                "PATCH /state/big HTTP/1.1\r\nHost: {address}\r\n{close}Content-Length: {length}\r\n\r\n{body}"
+            )
+        };
+        let answers = exchange(address, (0..100).map(one).collect::<String>().as_bytes());
+        assert_eq!(answers.matches("200 OK").count(), 100, "{answers}");
+    }
+    wait_until(|| browser.text("#count"), |count| count.starts_with("1,502"));
+    wait_for_document(&browser, &get(address, "/state/big").json());
+    assert_eq!(browser.texts("#events li").len(), 50);
+    assert!(wire(&browser).len() <= 200);
+    assert_eq!(events(&browser, "waiting"), [""; 0]);
+    // Nothing came twice, or it would have been counted.
+    assert_eq!(browser.text("#reconnects"), "not yet");
+}
+
 /// A morning in a house, for pictures: what is, and what happens.
 const HOUSE: &str = r#"{
     "garden": {"soil": 0.31, "sun": "partly cloudy", "watering": {"next": "19:30", "minutes": 12}},
@@ -369,12 +409,8 @@ fn the_page_fits_a_desk_and_a_telephone_in_light_and_in_dark() {
     for (width, height) in [(1_200, 900), (390, 844), (320, 568)] {
         resize(&browser, width, height);
         for scheme in ["light", "dark"] {
-            let scheme_of_choice = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-            browser.devtools("Emulation.setEmulatedMedia", &json!({ "features": scheme_of_choice }));
-            // Rows that changed are marked for a while, and then fade.
-            let script =
-                "return document.querySelectorAll('.changed').length + document.getAnimations().length";
-            wait_until(|| browser.run(script, &[]), |moving| *moving == 0);
+            prefer(&browser, scheme);
+            wait_until_still(&browser);
             assert_fits(&browser, width);
             let [r, g, b] = background(&browser);
             assert_eq!(r + g + b > 3 * 128, scheme == "light", "{scheme}: {r} {g} {b}");
@@ -392,6 +428,17 @@ fn the_page_fits_a_desk_and_a_telephone_in_light_and_in_dark() {
         assert_fits(&browser, width);
         wait_for_event(&browser, delete(address, &format!("/state/{long}")));
     }
+}
+
+/// Has the page drawn in light or in dark.
+fn prefer(browser: &Browser, scheme: &str) {
+    let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+    browser.devtools("Emulation.setEmulatedMedia", &json!({ "features": features }));
+}
+
+/// Rows that changed glow for a while.
+fn wait_until_still(browser: &Browser) {
+    wait_until(|| browser.run("return document.getAnimations().length", &[]), |moving| *moving == 0);
 }
 
 /// Gives the page a window of that size, in CSS pixels that are pixels.

@@ -4,7 +4,6 @@
 
 mod support;
 #[path = "support/webdriver.rs"]
-#[allow(dead_code, reason = "every test file uses its own part")]
 mod webdriver;
 
 use std::net::SocketAddr;

@@ -8,7 +8,6 @@
 mod proxy;
 mod support;
 #[path = "support/webdriver.rs"]
-#[allow(dead_code, reason = "every test file uses its own part")]
 mod webdriver;
 
 use std::time::Duration;

@@ -4,6 +4,8 @@
 //! driver and Chromium and removes the folder, also when the test panics. A command that fails panics with the
 //! driver's words. <https://www.w3.org/TR/webdriver2/>
 
+#![allow(dead_code, reason = "every test file uses its own part")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::PathBuf;
@@ -45,6 +47,11 @@ pub struct Browser {
 
 impl Browser {
     pub fn start() -> Browser {
+        Browser::start_with(&[])
+    }
+
+    /// Starts Chromium with more arguments.
+    pub fn start_with(more: &[&str]) -> Browser {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("statecast-browser-{}-{number}", std::process::id()));
@@ -75,7 +82,7 @@ impl Browser {
         let mut browser =
             Browser { agent, driver, stdout, driver_url: String::new(), session_url: String::new(), folder };
         browser.read_port();
-        browser.open_session();
+        browser.open_session(more);
         browser
     }
 
@@ -92,7 +99,7 @@ impl Browser {
         panic!("chromedriver ended: {said}");
     }
 
-    fn open_session(&mut self) {
+    fn open_session(&mut self, more: &[&str]) {
         let profile = format!("--user-data-dir={}", self.folder.join("profile").display());
         let arguments = [
             "--headless",
@@ -106,6 +113,7 @@ impl Browser {
             "--disable-dev-shm-usage",
             &profile,
         ];
+        let arguments = [&arguments[..], more].concat();
         let wanted = json!({
             "browserName": "chrome",
             "goog:chromeOptions": { "args": arguments },
@@ -126,7 +134,42 @@ impl Browser {
         self.post("back", &json!({}));
     }
 
-    /// Runs the body of a function in the page and gives what it returns.
+    /// Opens another tab, looks at it, and gives its handle.
+    pub fn new_tab(&self) -> String {
+        let opened = self.post("window/new", &json!({ "type": "tab" }));
+        let tab = opened["handle"].as_str().expect("a handle").to_owned();
+        self.look_at(&tab);
+        tab
+    }
+
+    /// The tab that is looked at.
+    pub fn tab(&self) -> String {
+        let url = format!("{}/window", self.session_url);
+        let tab = self.ask("GET", &url, &Value::Null).unwrap_or_else(|error| panic!("window: {error}"));
+        tab.as_str().expect("a handle").to_owned()
+    }
+
+    /// From now on everything concerns this tab.
+    pub fn look_at(&self, tab: &str) {
+        self.post("window", &json!({ "handle": tab }));
+    }
+
+    /// Closes the tab that is looked at. Another is to be looked at next.
+    pub fn close_tab(&self) {
+        let url = format!("{}/window", self.session_url);
+        self.ask("DELETE", &url, &Value::Null).unwrap_or_else(|error| panic!("closing a tab: {error}"));
+    }
+
+    /// Ends the process of the tab that is looked at, as a lack of memory would. Another is to be looked at next.
+    pub fn crash_tab(&self) {
+        let url = format!("{}/goog/cdp/execute", self.session_url);
+        // The answer is the driver's complaint that the tab is gone.
+        let answer = self.ask("POST", &url, &json!({ "cmd": "Page.crash", "params": {} }));
+        let complaint = answer.expect_err("a tab that crashed answers nothing");
+        assert!(complaint.contains("tab crashed"), "{complaint}");
+    }
+
+    /// Runs the body of a function in the page and gives what it returns, or what its promise comes to.
     pub fn run(&self, script: &str, arguments: &[&str]) -> Value {
         self.post("execute/sync", &json!({ "script": script, "args": arguments }))
     }
@@ -195,8 +238,13 @@ impl Browser {
     /// The value of the driver's answer, or its words.
     fn ask(&self, method: &str, url: &str, body: &Value) -> Result<Value, String> {
         let request = ureq::http::Request::builder().method(method).uri(url);
-        let request = request.header("Content-Type", "application/json").body(body.to_string());
-        let answer = self.agent.run(request.expect("a request")).map_err(|error| error.to_string())?;
+        let answer = if body.is_null() {
+            self.agent.run(request.body(()).expect("a request"))
+        } else {
+            let request = request.header("Content-Type", "application/json").body(body.to_string());
+            self.agent.run(request.expect("a request"))
+        };
+        let answer = answer.map_err(|error| error.to_string())?;
         let is_success = answer.status().is_success();
         let mut body = answer.into_body();
         // A screenshot is larger than the limit of `read_to_string`.
