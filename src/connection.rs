@@ -266,6 +266,10 @@ impl Connections {
             }
         }
         let gone = before - open.len();
+        if open.capacity() > 4 * open.len() {
+            // A crowd's room goes with it.
+            open.shrink_to_fit();
+        }
         *heads = still_reading;
         drop(heads);
         drop(open);

@@ -45,6 +45,10 @@ const MAX_POKES: usize = 32;
 /// When so many connections have gone at once, their memory goes back to the system.
 const CROWD: usize = 32;
 
+/// So many times, with `REAP` between: tiny_http's threads end 5 s after their last connection, with memory of their
+/// own (`util/task_pool.rs:103`).
+const TRIMS: usize = 5;
+
 /// How often the queues of tiny_http servers that were replaced are looked at.
 const RETIRED: Duration = Duration::from_millis(10);
 
@@ -271,6 +275,7 @@ impl Shared {
     fn keep(self: &Arc<Self>, asked: &Receiver<()>) {
         allocator::trust_this_thread();
         let mut reap_at = Instant::now() + REAP;
+        let mut trims_left = 0;
         loop {
             match asked.recv_timeout(KEEP) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) if !self.is_stopping() => self.poke(),
@@ -290,6 +295,10 @@ impl Shared {
             if now >= reap_at {
                 let reaped = self.connections.reap(all_busy);
                 if reaped.gone > CROWD {
+                    trims_left = TRIMS;
+                }
+                if trims_left > 0 {
+                    trims_left -= 1;
                     allocator::return_memory();
                 }
                 // Workers that tiny_http has locked up for good free nobody, and one each half second is few.

@@ -253,7 +253,8 @@ impl Known {
     /// Finds the peer of each descriptor that is not a stream's, until many in a row are closed or the end.
     fn look_at(&mut self, descriptors: impl IntoIterator<Item = RawFd>, stop_early: bool) {
         self.settle();
-        self.by_peer.clear();
+        // Not cleared: a crowd's room would stay.
+        self.by_peer = HashMap::new();
         if !stop_early {
             self.highest = 0;
         }

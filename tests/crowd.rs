@@ -1,4 +1,5 @@
-//! Crowds: bursts of clients that tiny_http would strand, publishers beside them, and too few descriptors.
+//! Crowds: bursts of clients that tiny_http would strand, publishers beside them, and machines with too little of
+//! descriptors, cores or memory.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
@@ -180,4 +181,77 @@ fn who_comes_when_the_server_is_full_is_told_when_to_come_back() {
     assert_eq!(request(address, "DELETE", "/clients/1", &[], "").status, 200);
     assert!(first.ends_cleanly());
     assert_eq!(burst(address, 1).len(), 1);
+}
+
+/// Everybody in a crowd gets each event of some publishers once, in order, and nothing else.
+fn a_crowd_is_told_everything(address: SocketAddr, clients: usize) {
+    let mut streams = burst(address, clients);
+    let publishers: Vec<_> =
+        (0..4).map(|number| thread::spawn(move || keep_publishing(address, number))).collect();
+    for publisher in publishers {
+        publisher.join().unwrap();
+    }
+    let fence = put(address, "/state/fence", "true");
+    let mut first = Vec::new();
+    for (number, stream) in streams.iter_mut().enumerate() {
+        let ids: Vec<_> = (0..=80).map(|_| stream.next_named("update").id()).collect();
+        assert!(ids.is_sorted_by(|earlier, later| earlier < later), "{ids:?}");
+        assert_eq!(ids.last(), Some(&fence));
+        if number == 0 {
+            first = ids;
+        } else {
+            assert_eq!(ids, first);
+        }
+    }
+    assert_eq!(get(address, "/healthz").status, 200);
+}
+
+#[test]
+fn on_one_core_a_crowd_is_told_everything() {
+    let server = Binary::start_under("taskset -c -p 0 $$ >&2", &[]);
+    a_crowd_is_told_everything(server.address, 200);
+}
+
+#[test]
+fn with_256_descriptors_a_crowd_is_told_everything() {
+    let server = Binary::start_under("ulimit -n 256", &[]);
+    assert!(server.greeting.contains("216 at most"), "{}", server.greeting);
+    // A burst takes two descriptors each for a moment.
+    a_crowd_is_told_everything(server.address, 100);
+}
+
+/// A memory cgroup of the first or the second kind; removed when dropped.
+struct MemoryLimit(std::path::PathBuf);
+
+impl MemoryLimit {
+    fn new(bytes: u64) -> MemoryLimit {
+        let name = format!("statecast-{}", std::process::id());
+        let root = std::path::Path::new("/sys/fs/cgroup");
+        let first_kind = root.join("memory");
+        let (folder, file) = if first_kind.is_dir() {
+            (first_kind.join(name), "memory.limit_in_bytes")
+        } else {
+            (root.join(name), "memory.max")
+        };
+        std::fs::create_dir(&folder).unwrap();
+        let limit = MemoryLimit(folder);
+        std::fs::write(limit.0.join(file), bytes.to_string()).unwrap();
+        limit
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.0).ok();
+    }
+}
+
+#[test]
+#[ignore = "needs root, to make a memory cgroup"]
+fn under_a_memory_limit_of_64_mib_500_clients_are_told_everything() {
+    let limit = MemoryLimit::new(64 << 20);
+    let enter = format!("echo $$ > {}", limit.0.join("cgroup.procs").display());
+    let server = Binary::start_under(&enter, &[]);
+    put(server.address, "/state/large", &format!("\"{}\"", "x".repeat(20_000)));
+    a_crowd_is_told_everything(server.address, 500);
 }
