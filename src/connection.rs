@@ -324,12 +324,19 @@ impl Connection {
 pub(crate) struct Turn {
     connections: Arc<Connections>,
     connection: Arc<Connection>,
+    /// A stream's writer, as long as it is open.
+    writer: Option<Box<dyn Write + Send>>,
     goes_on: bool,
 }
 
 impl Turn {
     fn new(connections: &Arc<Connections>, connection: &Arc<Connection>) -> Turn {
-        Turn { connections: Arc::clone(connections), connection: Arc::clone(connection), goes_on: false }
+        Turn {
+            connections: Arc::clone(connections),
+            connection: Arc::clone(connection),
+            writer: None,
+            goes_on: false,
+        }
     }
 
     /// Who is at the other end.
@@ -375,7 +382,7 @@ impl Turn {
 
     /// Makes the connection a stream's: nothing more is read from it, and its writes return at once. The request's
     /// body must have been read.
-    pub fn into_stream(self, request: Request) -> StreamWire {
+    pub fn into_stream(mut self, request: Request) -> StreamWire {
         let is_too_much = {
             let mut state = lock(&self.connection.state);
             state.doing = Doing::Streaming;
@@ -404,7 +411,8 @@ impl Turn {
         if let Some(identity) = self.connection.identity {
             self.connections.sockets.pin(identity);
         }
-        StreamWire { writer: Some(request.into_writer()), turn: self }
+        self.writer = Some(request.into_writer());
+        StreamWire(self)
     }
 
     /// The next request that this connection sent meanwhile; without one it is idle.
@@ -434,7 +442,15 @@ impl Drop for Turn {
         if self.goes_on {
             return;
         }
+        // What waits behind it, here and in tiny_http, must find the socket shut, and then the writer free.
         self.connection.close();
+        if self.writer.is_some()
+            && let Some(identity) = self.connection.identity
+        {
+            // Before the number can be used again.
+            self.connections.sockets.unpin(identity);
+        }
+        self.writer = None;
         let parked = {
             let mut state = lock(&self.connection.state);
             state.doing = Doing::Closed(Instant::now());
@@ -479,37 +495,21 @@ impl Drop for SlowPlace {
 }
 
 /// The writer of an open stream. Dropping it closes the connection.
-pub(crate) struct StreamWire {
-    /// `None` only while it is dropped.
-    writer: Option<Box<dyn Write + Send>>,
-    turn: Turn,
-}
+pub(crate) struct StreamWire(Turn);
 
 impl Write for StreamWire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.as_mut().ok_or(ErrorKind::BrokenPipe)?.write(bytes)
+        self.0.writer.as_mut().ok_or(ErrorKind::BrokenPipe)?.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.as_mut().ok_or(ErrorKind::BrokenPipe)?.flush()
+        self.0.writer.as_mut().ok_or(ErrorKind::BrokenPipe)?.flush()
     }
 }
 
 impl Wire for StreamWire {
     fn unacknowledged(&self) -> Option<u64> {
-        self.turn.socket()?.unacknowledged()
-    }
-}
-
-impl Drop for StreamWire {
-    fn drop(&mut self) {
-        // The requests that wait behind the stream must find the socket shut, and then the writer free.
-        self.turn.connection.close();
-        if let Some(identity) = self.turn.connection.identity {
-            // Before the number can be used again.
-            self.turn.connections.sockets.unpin(identity);
-        }
-        self.writer = None;
+        self.0.socket()?.unacknowledged()
     }
 }
 
@@ -538,4 +538,66 @@ fn has_unread(identity: Identity) -> bool {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind these locks is never left half-changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+    use std::sync::mpsc;
+    use std::thread;
+
+    /// A tiny_http of its own, and the requests that one client has sent.
+    fn take(bytes: &str, count: usize) -> (Arc<Connections>, TcpStream, VecDeque<Request>) {
+        let http = tiny_http::Server::http("127.0.0.1:0").expect("a free port");
+        let address = http.server_addr().to_ip().expect("a port");
+        let patience =
+            Patience { head: Duration::from_secs(10), idle: Duration::from_secs(10), slow: usize::MAX };
+        let connections = Arc::new(Connections::new(address, patience, Arc::default()));
+        let mut client = TcpStream::connect(address).expect("it listens");
+        client.write_all(bytes.as_bytes()).expect("it reads");
+        let requests = (0..count).map(|_| http.recv().expect("it accepts")).collect();
+        (connections, client, requests)
+    }
+
+    fn begin(connections: &Arc<Connections>, request: Option<Request>) -> (Request, Turn) {
+        match connections.begin(request.expect("one was sent")) {
+            Begun::Turn { request, turn, is_first: true } => (request, turn),
+            _ => panic!("it is the first"),
+        }
+    }
+
+    #[test]
+    fn a_write_to_a_stream_does_not_wait_for_its_reader() {
+        // A socket without a send timeout, and nobody reads.
+        let (connections, _client, mut requests) = take("GET / HTTP/1.1\r\n\r\n", 1);
+        let (request, turn) = begin(&connections, requests.pop_front());
+        let mut wire = turn.into_stream(request);
+        let (says, failed) = mpsc::channel();
+        thread::spawn(move || says.send(wire.write_all(&vec![0; 64 << 20]).map_err(|error| error.kind())));
+        assert_eq!(failed.recv_timeout(Duration::from_secs(30)), Ok(Err(ErrorKind::WouldBlock)));
+    }
+
+    #[test]
+    fn of_what_waits_behind_a_stream_no_head_is_kept() {
+        let behind = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(10_000));
+        let bytes = format!("GET / HTTP/1.1\r\n\r\n{}", behind.repeat(4));
+        let (connections, _client, mut requests) = take(&bytes, 5);
+        let held = || connections.parked_bytes.load(Ordering::Relaxed);
+        let (request, turn) = begin(&connections, requests.pop_front());
+        // Two come before it is a stream, and two after.
+        let rest = requests.split_off(2);
+        for request in requests {
+            assert!(matches!(connections.begin(request), Begun::Parked { too_many: None }));
+        }
+        assert!(held() > 20_000);
+        let wire = turn.into_stream(request);
+        assert_eq!(held(), 2 * REQUEST);
+        for request in rest {
+            assert!(matches!(connections.begin(request), Begun::Parked { too_many: None }));
+        }
+        assert_eq!(held(), 4 * REQUEST);
+        drop(wire);
+        assert_eq!(held(), 0);
+    }
 }

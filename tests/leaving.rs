@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -45,6 +46,26 @@ fn a_client_that_is_ended_sees_a_clean_end() {
 }
 
 #[test]
+fn what_waits_behind_a_stream_is_not_answered_at_its_end() {
+    let server = start();
+    let address = server.address();
+    // tiny_http answers the first by itself, as soon as the writer is free.
+    let behind = [
+        "no request\r\n",
+        "DELETE /state HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "PUT /state/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n1",
+    ];
+    for (count, behind) in behind.into_iter().enumerate() {
+        let head = format!("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n{behind}");
+        let mut stream = Stream::request(address, &head);
+        stream.next_named("init");
+        assert_eq!(request(address, "DELETE", &format!("/clients/{}", count + 1), &[], "").status, 200);
+        assert!(stream.ends_cleanly(), "{behind}");
+    }
+    assert_eq!(get(address, "/state").body, "{}");
+}
+
+#[test]
 fn an_http_1_0_client_gets_the_same_bytes_and_then_the_end() {
     let server = start();
     let address = server.address();
@@ -52,6 +73,8 @@ fn an_http_1_0_client_gets_the_same_bytes_and_then_the_end() {
     write!(connection, "GET /events HTTP/1.0\r\n\r\n").unwrap();
     wait_until(|| get(address, "/clients").json(), |clients| clients[0]["state"] == "live");
     let id = put(address, "/state/a", "1");
+    // An end does not wait for what is on its way to the stream.
+    wait_until(|| get(address, "/clients").json(), |clients| clients[0]["last_event_id"] == id.to_string());
     request(address, "DELETE", "/clients/1", &[], "");
     let mut text = String::new();
     connection.read_to_string(&mut text).unwrap();
@@ -122,13 +145,31 @@ fn a_stopped_server_gives_its_port_back() {
 }
 
 #[test]
+fn a_server_that_stops_refuses_connections_and_answers_what_was_asked() {
+    let server = start_with(|config| config.grace = 4 * DEADLINE);
+    let address = server.address();
+    let mut asked = connect(address);
+    let head = "GET /state HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n";
+    asked.write_all(head.as_bytes()).unwrap();
+    assert!(read_head(&mut asked).starts_with("HTTP/1.1 100 Continue"));
+    let stopping = std::thread::spawn(move || server.stop());
+    wait_until(
+        || TcpStream::connect(address).err().map(|error| error.kind()),
+        |refused| *refused == Some(ErrorKind::ConnectionRefused),
+    );
+    asked.write_all(b"1").unwrap();
+    assert!(read_head(&mut asked).starts_with("HTTP/1.1 200 OK"));
+    stopping.join().unwrap();
+}
+
+#[test]
 fn a_request_that_never_ends_is_cut_and_others_are_not() {
     let server = start_with(|config| config.request_timeout = Duration::from_millis(500));
     let address = server.address();
     let mut stream = Stream::open(address, "/events");
     stream.next_named("init");
     let mut kept = connect(address);
-    let ask = |connection: &mut std::net::TcpStream| {
+    let ask = |connection: &mut TcpStream| {
         write!(connection, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         let mut answer = [0; 15];
         connection.read_exact(&mut answer).unwrap();

@@ -133,19 +133,26 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 
 /// Sends bytes and reads until the server closes.
 pub fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
+    let start = Instant::now();
     let mut connection = connect(address);
     connection.write_all(bytes).expect("the server reads");
     let mut answer = Vec::new();
-    match connection.read_to_end(&mut answer) {
-        Ok(_) => {}
-        // A server that closes before it has read everything resets.
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-        Err(error) => panic!("{error}, after {:?}", String::from_utf8_lossy(&answer)),
+    let mut piece = [0; 4_096];
+    loop {
+        let text = String::from_utf8_lossy(&answer);
+        match connection.read(&mut piece) {
+            // Heartbeats would go on for ever.
+            Ok(1..) if start.elapsed() > DEADLINE => panic!("it is still open, after {text:?}"),
+            Ok(count @ 1..) => answer.extend_from_slice(&piece[..count]),
+            Ok(0) => return text.into_owned(),
+            // A server that closes before it has read everything resets.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return text.into_owned(),
+            Err(error) => panic!("{error}, after {text:?}"),
+        }
     }
-    String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// Reads the head of a request, and nothing behind it.
+/// Reads the head of a request or of an answer, and nothing behind it.
 pub fn read_head(connection: &mut TcpStream) -> String {
     connection.set_read_timeout(Some(DEADLINE)).expect("a time-out");
     let mut head = Vec::new();
