@@ -359,22 +359,29 @@ fn requests_that_wait_take_a_bounded_amount_of_memory() {
 }
 
 #[test]
-fn a_burst_that_locks_tiny_http_up_leaves_nobody_behind() {
-    let server = Binary::start(&[]);
-    let ask = |version: &str| {
-        let mut connection = connect(server.address);
-        write!(connection, "GET /healthz {version}\r\nHost: x\r\n\r\n").unwrap();
-        connection
+fn bursts_that_lock_tiny_http_up_leave_nobody_behind() {
+    let burst = || {
+        let server = Binary::start(&[]);
+        let ask = |version: &str| {
+            let mut connection = connect(server.address);
+            write!(connection, "GET /healthz {version}\r\nHost: x\r\n\r\n").unwrap();
+            connection
+        };
+        // All of them are accepted at once, and most wait for a worker, if tiny_http is fast.
+        server.signal("STOP");
+        let (_locked, others): (Vec<_>, Vec<_>) =
+            (0..10).map(|_| ([(); 6].map(|()| ask("HTTP/2.0")), ask("HTTP/1.1"))).unzip();
+        server.signal("CONT");
+        for mut connection in others {
+            // Without having been cut, as one that sends nothing is.
+            assert!(read_head(&mut connection).starts_with("HTTP/1.1 200 OK"));
+        }
     };
-    // All of them are accepted at once, and most wait for a worker.
-    server.signal("STOP");
-    let (_locked, others): (Vec<_>, Vec<_>) =
-        (0..10).map(|_| ([(); 6].map(|()| ask("HTTP/2.0")), ask("HTTP/1.1"))).unzip();
-    server.signal("CONT");
-    for mut connection in others {
-        // Without having been cut, as one that sends nothing is.
-        assert!(read_head(&mut connection).starts_with("HTTP/1.1 200 OK"));
-    }
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(burst);
+        }
+    });
 }
 
 #[test]
