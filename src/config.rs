@@ -28,7 +28,7 @@ pub struct Config {
     pub retry: Duration,
     /// What is kept for clients that were away, in bytes. Default: 4 MiB.
     pub history_bytes: usize,
-    /// Clients at once. Default: 10,000, or as many as the limit on descriptors carries.
+    /// Clients at once. Default: 10,000, or as many as descriptors and memory carry.
     pub max_clients: usize,
     /// Clients of one address, but for this machine's own; 0 for no limit. Default: 100.
     pub max_clients_per_address: usize,
@@ -135,7 +135,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         name: "max-clients",
         value: "COUNT",
         default: "10000",
-        help: "clients at once; fewer if descriptors do not suffice",
+        help: "clients at once; fewer if descriptors or memory do not suffice",
         set: |config, text| {
             config.max_clients = count(text).ok().filter(|count| *count > 0).ok_or("a number from 1")?;
             Ok(())
