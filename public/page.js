@@ -153,7 +153,7 @@ function speak() {
 statecast.on('state', ({ state, reason }) => {
 	showState();
 	speak();
-	if (state !== 'connecting' && (state !== 'open' || statecast.hello)) log({ name: state, data: reason, id: '' }, 'state');
+	if (state !== 'connecting') log({ name: state, data: reason, id: '' }, 'state');
 	addPeriod(state);
 	askClientsSoon();
 	draw();
@@ -568,7 +568,7 @@ async function showClients() {
 		if (answer) drawClients(answer);
 		else show('clients-note', error);
 		byId('clients-bar').hidden = Boolean(answer);
-			if (error && statecast.state === 'open') mayAsk = false;
+		if (error && statecast.state === 'open') mayAsk = false;
 	}
 	askClientsSoon(Math.max(CLIENTS_EVERY_MS, 20 * (performance.now() - start)));
 }
