@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -34,6 +34,43 @@ pub struct ConsoleLine {
     pub message: String,
 }
 
+/// Starts chromedriver on a port that it chooses; returns it, its output and its address. Again where that port was free
+/// in one version of IP alone, of which it tells only by ending.
+fn start_driver(folder: &Path) -> (Child, BufReader<ChildStdout>, String) {
+    const TRIES: usize = 5;
+    let mut said = String::new();
+    for _ in 0..TRIES {
+        let driver = Command::new("chromedriver")
+            .arg("--port=0")
+            // Both leave sockets and files in it that they forget.
+            .env("TMPDIR", folder)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut driver = driver.unwrap_or_else(|error| {
+            fs::remove_dir_all(folder).ok();
+            match error.kind() {
+                ErrorKind::NotFound => panic!("chromedriver is missing: {PACKAGES}"),
+                _ => panic!("chromedriver does not start: {error}; {PACKAGES}"),
+            }
+        });
+        let mut stdout = BufReader::new(driver.stdout.take().expect("a pipe"));
+        while stdout.read_line(&mut said).expect("text") > 0 {
+            if let Some((_, port)) = said.split_once("started successfully on port ")
+                && let Some((port, _)) = port.split_once('.')
+            {
+                return (driver, stdout, format!("http://127.0.0.1:{port}"));
+            }
+        }
+        driver.wait().ok();
+        if !said.contains("port not available") {
+            break;
+        }
+    }
+    fs::remove_dir_all(folder).ok();
+    panic!("chromedriver ended: {said}");
+}
+
 pub struct Browser {
     agent: ureq::Agent,
     driver: Child,
@@ -56,21 +93,7 @@ impl Browser {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("statecast-browser-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for the browser");
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            // Both leave sockets and files in it that they forget.
-            .env("TMPDIR", &folder)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| {
-                fs::remove_dir_all(&folder).ok();
-                match error.kind() {
-                    ErrorKind::NotFound => panic!("chromedriver is missing: {PACKAGES}"),
-                    _ => panic!("chromedriver does not start: {error}; {PACKAGES}"),
-                }
-            });
-        let stdout = BufReader::new(driver.stdout.take().expect("a pipe"));
+        let (driver, stdout, driver_url) = start_driver(&folder);
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(DEADLINE))
@@ -79,24 +102,9 @@ impl Browser {
             .build()
             .into();
         // From here on, whatever panics ends the driver.
-        let mut browser =
-            Browser { agent, driver, stdout, driver_url: String::new(), session_url: String::new(), folder };
-        browser.read_port();
+        let mut browser = Browser { agent, driver, stdout, driver_url, session_url: String::new(), folder };
         browser.open_session(more);
         browser
-    }
-
-    fn read_port(&mut self) {
-        let mut said = String::new();
-        while self.stdout.read_line(&mut said).expect("text") > 0 {
-            if let Some((_, port)) = said.split_once("started successfully on port ")
-                && let Some((port, _)) = port.split_once('.')
-            {
-                self.driver_url = format!("http://127.0.0.1:{port}");
-                return;
-            }
-        }
-        panic!("chromedriver ended: {said}");
     }
 
     fn open_session(&mut self, more: &[&str]) {
