@@ -535,8 +535,8 @@ fn has_unread(identity: Identity) -> bool {
     identity.open().and_then(|socket| socket.unread()).is_some_and(|count| count > 0)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is never left half-changed.
+/// Locks what is never left half-changed, here and in `listener`.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::Request;
 
 use crate::allocator;
-use crate::connection::{Begun, Connections, Patience, Turn};
+use crate::connection::{Begun, Connections, Patience, Turn, lock};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::socket::{is_listening, stop_listening};
@@ -231,10 +231,7 @@ impl Shared {
                 Ok(None) if others >= WAITING_THREADS => return,
                 Ok(None) => {}
             }
-            if self.waiting.fetch_add(1, Ordering::AcqRel) == WAITING_THREADS {
-                // Whoever took its turn when fewer waited would keep it for long, and the rest behind it.
-                server.http.unblock();
-            }
+            self.waiting.fetch_add(1, Ordering::AcqRel);
         }
         self.waiting.fetch_sub(1, Ordering::AcqRel);
     }
@@ -449,11 +446,6 @@ fn accept_on(listening: &TcpListener) -> io::Result<Accepting> {
     let descriptor = listener.as_raw_fd();
     let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
     Ok(Accepting { http, descriptor, order: Mutex::new(()), last_request: Mutex::new(Instant::now()) })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is never left half-changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
