@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick, unbounded};
 use serde_json::Value;
 
 use crate::allocator;
@@ -77,7 +77,8 @@ pub(crate) struct Hub {
     /// One place: a bell that rings already need not be rung again.
     doorbell: Sender<()>,
     changed: Sender<()>,
-    /// A client is in here at most once, and there are at most `max_clients`. `None` ends the catch-up thread.
+    /// A client is in here at most once, and there are at most `max_clients`: that bounds it, and a channel with a bound
+    /// would take the memory for all of them at the start. `None` ends the catch-up thread.
     behind: Sender<Option<Arc<Client>>>,
 }
 
@@ -126,7 +127,7 @@ impl Hub {
         let patch = document.patch(None, saved).map_err(StartError::Document)?;
         document.apply(patch, start);
         let (doorbell, bell) = bounded(1);
-        let (behind, late) = bounded(settings.max_clients + 1);
+        let (behind, late) = unbounded();
         let (stop, stopped) = bounded(1);
         let state = State::new(document, start, settings.history_bytes);
         let hub = Arc::new(Hub {
@@ -468,7 +469,6 @@ impl Hub {
     }
 
     fn hand_over(&self, client: Arc<Client>) {
-        // Full only for as long as the catch-up thread takes to empty it, and that thread waits for nobody.
         self.behind.send(Some(client)).ok();
     }
 

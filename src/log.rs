@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use crossbeam_channel::{Sender, TrySendError, bounded};
+use crossbeam_channel::{Sender, unbounded};
 
-/// Lines that may wait. A crowd of 1,000 that comes at once should be seen whole.
+/// Lines that may wait, or a few more. A crowd of 1,000 that comes at once should be seen whole.
 const WAITING_LINES: usize = 4_096;
 
 /// Where lines go; a clone goes to the same place.
@@ -28,7 +28,8 @@ impl Log {
 
     /// A log to stderr. Its thread ends with the last clone of the log.
     pub fn to_stderr() -> std::io::Result<Log> {
-        let (sender, receiver) = bounded::<String>(WAITING_LINES);
+        // A channel with a bound would take the memory for all of them at the start.
+        let (sender, receiver) = unbounded::<String>();
         let dropped = Arc::new(AtomicU64::new(0));
         let missed = Arc::clone(&dropped);
         thread::Builder::new().name("log".into()).spawn(move || {
@@ -46,9 +47,10 @@ impl Log {
 
     /// Hands a line over; never waits.
     pub fn line(&self, line: impl FnOnce() -> String) {
-        if let Some(lines) = &self.lines
-            && let Err(TrySendError::Full(_)) = lines.try_send(line())
-        {
+        let Some(lines) = &self.lines else { return };
+        if lines.len() < WAITING_LINES {
+            lines.send(line()).ok();
+        } else {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
