@@ -23,8 +23,9 @@ use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::socket::{is_listening, stop_listening};
 
-/// Threads for requests that wait at least.
-const WAITING_THREADS: usize = 8;
+/// Threads for requests that wait at least: one takes a request, and the other is there for the next. More come as they
+/// are needed.
+const WAITING_THREADS: usize = 2;
 
 /// How long the thread whose turn it is waits for a request before it looks how many others do; and when those are more
 /// than needed, before it ends.
@@ -275,8 +276,13 @@ impl Shared {
         let mut trims_left = 0;
         loop {
             match asked.recv_timeout(KEEP) {
-                Ok(()) | Err(RecvTimeoutError::Timeout) if !self.is_stopping() => self.poke(),
-                _ => return,
+                _ if self.is_stopping() => return,
+                Ok(()) => self.poke(),
+                // Each wakes one of tiny_http's threads, which then lives for 5 s more: those that a crowd has left must
+                // be let go.
+                Err(RecvTimeoutError::Timeout) if trims_left > 0 => {}
+                Err(RecvTimeoutError::Timeout) => self.poke(),
+                Err(RecvTimeoutError::Disconnected) => return,
             }
             let now = Instant::now();
             let current = Arc::clone(&lock(&self.current));
