@@ -277,11 +277,10 @@ impl Shared {
         loop {
             match asked.recv_timeout(KEEP) {
                 _ if self.is_stopping() => return,
-                Ok(()) => self.poke(),
-                // Each wakes one of tiny_http's threads, which then lives for 5 s more: those that a crowd has left must
-                // be let go.
+                // A poke wakes one of tiny_http's threads, which then lives for 5 s more: those that a crowd has left must be
+                // let go.
                 Err(RecvTimeoutError::Timeout) if trims_left > 0 => {}
-                Err(RecvTimeoutError::Timeout) => self.poke(),
+                Ok(()) | Err(RecvTimeoutError::Timeout) => self.poke(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let now = Instant::now();
