@@ -48,15 +48,32 @@ pub struct Plan {
 }
 
 /// What came of it.
+#[derive(Default)]
 pub struct Outcome {
     pub deliveries: u64,
     /// From the first event published to the last one delivered.
     pub time: Duration,
-    /// Of each delivery, from the time its event was due.
-    pub latencies: Vec<Duration>,
+    /// The server's, for all of it. Whoever runs a plan knows it.
+    pub cpu: Duration,
+    /// Of each delivery, from the time its event was due; in order.
+    latencies: Vec<Duration>,
 }
 
 impl Outcome {
+    /// What came of doing it once more.
+    pub fn add(&mut self, again: Outcome) {
+        self.deliveries += again.deliveries;
+        self.time += again.time;
+        self.cpu += again.cpu;
+        self.latencies.extend(again.latencies);
+        self.latencies.sort_unstable();
+    }
+
+    /// In microseconds.
+    pub fn cpu_per_delivery(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.deliveries as f64
+    }
+
     pub fn latency(&self, quantile: f64) -> Duration {
         let index = (self.latencies.len() as f64 * quantile) as usize;
         self.latencies.get(index).or(self.latencies.last()).copied().unwrap_or_default()
@@ -220,7 +237,7 @@ impl Crowd {
         check(deliveries == published.into_inner() * per_event, "more events came than were published")?;
         let mut latencies = std::mem::take(&mut self.latencies);
         latencies.sort_unstable();
-        Ok(Outcome { deliveries, time, latencies })
+        Ok(Outcome { deliveries, time, cpu: Duration::ZERO, latencies })
     }
 
     /// Reads what has come, once something has or the time is over.
