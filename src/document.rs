@@ -105,13 +105,18 @@ pub fn diff(old: &Value, new: &Value) -> Value {
 }
 
 fn diff_members(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<String, Value> {
-    let removed = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key.clone(), Value::Null));
-    let written = new.iter().filter_map(|(key, value)| match old.get(key) {
-        Some(was) if was == value => None,
-        Some(was) => Some((key.clone(), diff(was, value))),
-        None => Some((key.clone(), value.clone())),
-    });
-    removed.chain(written).collect()
+    let mut patch = Map::new();
+    for key in old.keys().filter(|key| !new.contains_key(*key)) {
+        patch.insert(key.clone(), Value::Null);
+    }
+    for (key, value) in new {
+        match old.get(key) {
+            Some(was) if was == value => None,
+            Some(was) => patch.insert(key.clone(), diff(was, value)),
+            None => patch.insert(key.clone(), value.clone()),
+        };
+    }
+    patch
 }
 
 /// The document and the id of each topic's last change.
@@ -144,24 +149,26 @@ impl Document {
 
     /// The patch for `PUT`: the smallest one from the old value to the new.
     pub fn put(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
-        let new: Patch = addressed(topic, body)?
-            .into_iter()
-            .map(|(key, value)| (key, without_null_members(value)))
-            .collect();
+        let mut new = addressed(topic, body)?;
+        for value in new.values_mut() {
+            *value = without_null_members(value.take());
+        }
         let Some(topic) = topic else {
-            let present = new.into_iter().filter(|(_, value)| !value.is_null()).collect();
-            return self.checked(diff_members(&self.topics, &present));
+            new.retain(|_, value| !value.is_null());
+            return self.checked(diff_members(&self.topics, &new));
         };
         // Not `diff_members`: the topic that was put is named, also when nothing changed.
         let old = self.topics.get(topic.as_str()).unwrap_or(&Value::Null);
-        let patch = new.into_iter().map(|(key, value)| (key, diff(old, &value))).collect();
-        self.checked(patch)
+        for value in new.values_mut() {
+            *value = diff(old, value);
+        }
+        self.checked(new)
     }
 
     /// The patch for `DELETE`.
     pub fn delete(&self, topic: Option<&Topic>) -> Result<Patch, Refusal> {
         match topic {
-            None => Ok(self.topics.keys().map(|key| (key.clone(), Value::Null)).collect()),
+            None => Ok(diff_members(&self.topics, &Map::new())),
             Some(topic) if self.topics.contains_key(topic.as_str()) => addressed(Some(topic), Value::Null),
             Some(_) => Err(absent()),
         }
@@ -269,7 +276,11 @@ fn containers_in(json: &str) -> usize {
 /// A body for a topic as a patch of the whole document; a body for the document must be one already.
 fn addressed(topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
     match (topic, body) {
-        (Some(topic), body) => Ok(Map::from_iter([(topic.as_str().to_owned(), body)])),
+        (Some(topic), body) => {
+            let mut patch = Map::new();
+            patch.insert(topic.as_str().to_owned(), body);
+            Ok(patch)
+        }
         (None, Value::Object(patch)) => Ok(patch),
         (None, _) => Err(Refusal::Invalid(
             "the document is a JSON object; send one, or name a topic: /state/TOPIC".into(),

@@ -658,13 +658,12 @@ pub(crate) fn refusal_text(answer: &mut Response<Body>) -> String {
     let mut body = Vec::new();
     // What came before a failure says something, too.
     answer.body_mut().as_reader().take(REFUSAL.1).read_to_end(&mut body).ok();
-    let error = serde_json::from_slice::<Value>(&body)
-        .ok()
-        .and_then(|json| json["error"].as_str().map(str::to_owned));
+    let body = String::from_utf8_lossy(&body);
+    let error =
+        serde_json::from_str::<Value>(&body).ok().and_then(|json| json["error"].as_str().map(str::to_owned));
     let is_page =
         header(answer, &CONTENT_TYPE).is_some_and(|content_type| content_type.starts_with("text/html"));
-    let text =
-        error.unwrap_or_else(|| if is_page { String::new() } else { String::from_utf8_lossy(&body).into() });
+    let text = error.unwrap_or_else(|| if is_page { String::new() } else { body.into() });
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -271,7 +271,7 @@ impl Hub {
     pub fn clients(&self) -> Vec<Arc<Client>> {
         let mut clients = self.lock().all_clients();
         clients.retain(|client| !client.is_ending());
-        clients.sort_by_key(|client| client.id);
+        clients.sort_unstable_by_key(|client| client.id);
         clients
     }
 
@@ -548,7 +548,7 @@ impl Hub {
             Progress::Blocked => {}
         }
         if visit.is_stalled() {
-            let text = format!("nothing was read for {} s", self.settings.stall.as_secs_f32());
+            let text = format!("nothing was read for {:?}", self.settings.stall);
             self.remove(&visit.client, &io::Error::new(io::ErrorKind::TimedOut, text));
             return false;
         }

@@ -39,7 +39,7 @@ impl<T> Setting<T> {
     }
 
     pub fn variable(&self) -> String {
-        format!("STATECAST_{}", self.name.replace('-', "_").to_uppercase())
+        format!("STATECAST_{}", self.name.replace('-', "_").to_ascii_uppercase())
     }
 
     pub fn set_to(&self, target: &mut T, text: &str, said_by: &str) -> Result<(), String> {
