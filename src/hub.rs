@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::Value;
 
 use crate::allocator;
@@ -77,9 +77,9 @@ pub(crate) struct Hub {
     /// One place: a bell that rings already need not be rung again.
     doorbell: Sender<()>,
     changed: Sender<()>,
-    /// A client is in here at most once, and there are at most `max_clients`: that bounds it, and a channel with a bound
-    /// would take the memory for all of them at the start. `None` ends the catch-up thread.
-    behind: Sender<Option<Arc<Client>>>,
+    /// For the catch-up thread, whom `late` wakes. `None` ends it.
+    behind: Mutex<Option<Vec<Arc<Client>>>>,
+    late: Sender<()>,
 }
 
 struct State {
@@ -110,7 +110,6 @@ struct Subscribers {
 pub(crate) struct Threads {
     hub: JoinHandle<()>,
     catch_up: JoinHandle<()>,
-    stop: Sender<()>,
 }
 
 impl Hub {
@@ -127,8 +126,7 @@ impl Hub {
         let patch = document.patch(None, saved).map_err(StartError::Document)?;
         document.apply(patch, start);
         let (doorbell, bell) = bounded(1);
-        let (behind, late) = unbounded();
-        let (stop, stopped) = bounded(1);
+        let (late, for_late) = bounded(1);
         let state = State::new(document, start, settings.history_bytes);
         let hub = Arc::new(Hub {
             settings,
@@ -140,16 +138,16 @@ impl Hub {
             watch: Watch::new(start),
             doorbell,
             changed,
-            behind,
+            behind: Mutex::new(Some(Vec::new())),
+            late,
         });
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(name.into()).spawn(run).map_err(StartError::Thread)
         };
         let (for_hub, for_catch_up) = (Arc::clone(&hub), Arc::clone(&hub));
         let threads = Threads {
-            hub: spawn("hub", Box::new(move || for_hub.run(&bell, &stopped)))?,
-            catch_up: spawn("catch-up", Box::new(move || for_catch_up.run_catch_up(&late)))?,
-            stop,
+            hub: spawn("hub", Box::new(move || for_hub.run(&bell)))?,
+            catch_up: spawn("catch-up", Box::new(move || for_catch_up.run_catch_up(&for_late)))?,
         };
         Ok((hub, threads))
     }
@@ -391,22 +389,24 @@ impl Hub {
     }
 
     /// The hub thread: one loop, woken by the bell, the heartbeat, or the end.
-    fn run(&self, bell: &Receiver<()>, stop: &Receiver<()>) {
+    fn run(&self, bell: &Receiver<()>) {
         allocator::trust_this_thread();
-        let heartbeat = tick(self.settings.heartbeat);
+        let mut beaten = Instant::now();
         loop {
-            select! {
-                recv(bell) -> _ => {
-                    if self.pass() {
-                        // The rest waits for its turn behind a heartbeat that is due.
-                        self.ring();
-                    }
-                }
-                recv(heartbeat) -> _ => self.beat(),
-                recv(stop) -> _ => {
+            if bell.recv_timeout(self.settings.heartbeat.saturating_sub(beaten.elapsed())).is_ok() {
+                // Nothing is published any more once this is set.
+                if self.lock().stopping {
                     while self.pass() {}
                     return;
                 }
+                if self.pass() {
+                    // The rest waits for its turn behind a heartbeat that is due.
+                    self.ring();
+                }
+            }
+            if beaten.elapsed() >= self.settings.heartbeat {
+                beaten = Instant::now();
+                self.beat();
             }
         }
     }
@@ -469,11 +469,19 @@ impl Hub {
     }
 
     fn hand_over(&self, client: Arc<Client>) {
-        self.behind.send(Some(client)).ok();
+        if let Some(behind) = &mut *self.behind() {
+            behind.push(client);
+        }
+        // Full: it rings already.
+        self.late.try_send(()).ok();
+    }
+
+    fn behind(&self) -> MutexGuard<'_, Option<Vec<Arc<Client>>>> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The catch-up thread: visits each client that is behind until it is live again or gone.
-    fn run_catch_up(&self, late: &Receiver<Option<Arc<Client>>>) {
+    fn run_catch_up(&self, late: &Receiver<()>) {
         allocator::trust_this_thread();
         let mut visits: Vec<Visit> = Vec::new();
         let mut silent = HashMap::new();
@@ -484,16 +492,14 @@ impl Hub {
                 self.survey(&mut silent);
             }
             let due = visits.iter().map(|visit| visit.due).min();
-            match late.recv_deadline(due.unwrap_or(survey_at).min(survey_at)) {
-                Ok(Some(client)) => {
-                    if client.limits.idle.is_some() {
-                        // It is here already, to be ended when it is idle.
-                        visits.retain(|visit| !Arc::ptr_eq(&visit.client, &client));
-                    }
-                    visits.push(Visit::new(client, self.settings.stall));
+            late.recv_deadline(due.unwrap_or(survey_at).min(survey_at)).ok();
+            let Some(behind) = self.behind().as_mut().map(std::mem::take) else { return };
+            for client in behind {
+                if client.limits.idle.is_some() {
+                    // It is here already, to be ended when it is idle.
+                    visits.retain(|visit| !Arc::ptr_eq(&visit.client, &client));
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
+                visits.push(Visit::new(client, self.settings.stall));
             }
             visits.retain_mut(|visit| visit.due > Instant::now() || self.visit(visit));
         }
@@ -579,7 +585,7 @@ impl Threads {
     /// Delivers what was published, ends every stream with a time to come back, and waits for that until `deadline`.
     pub fn stop(self, hub: &Hub, deadline: Instant) {
         hub.begin_stop();
-        self.stop.send(()).ok();
+        hub.ring();
         self.hub.join().ok();
         let clients = hub.clients();
         // 300 a second: what a small machine answers with ease.
@@ -590,7 +596,8 @@ impl Threads {
         }
         hub.watch.wait(deadline, |_| (hub.size().0 == 0).then_some(()));
         hub.cut_all("the server stopped");
-        hub.behind.send(None).ok();
+        *hub.behind() = None;
+        hub.late.try_send(()).ok();
         self.catch_up.join().ok();
     }
 }

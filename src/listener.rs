@@ -4,6 +4,7 @@
 //! connection, many at a time over all. What tiny_http does to a server like ours is cured here, in `connection` and
 //! in `socket`; nothing else in the program knows of it. Paths in comments are those of tiny_http 0.12's `src`.
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
@@ -13,7 +14,6 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::Request;
 
@@ -277,8 +277,8 @@ impl Shared {
         loop {
             match asked.recv_timeout(KEEP) {
                 _ if self.is_stopping() => return,
-                // A poke wakes one of tiny_http's threads, which then lives for 5 s more: those that a crowd has left must be
-                // let go.
+                // A poke wakes one of tiny_http's threads, which then lives for 5 s more: those that a crowd has left must
+                // be let go.
                 Err(RecvTimeoutError::Timeout) if trims_left > 0 => {}
                 Ok(()) | Err(RecvTimeoutError::Timeout) => self.poke(),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -346,15 +346,13 @@ impl Shared {
 
     fn has_spare(&self) -> bool {
         let descriptors: io::Result<Vec<_>> = (0..SPARE).map(|_| self.listening.try_clone()).collect();
+        let gate = Mutex::new(());
         let threads = thread::scope(|scope| {
             // All of them at once, or they would take turns in one place.
-            let (hold, end) = bounded::<()>(0);
-            let spawn = |_| {
-                let end = end.clone();
-                thread::Builder::new().spawn_scoped(scope, move || end.recv().is_ok()).is_ok()
-            };
-            let all = (0..SPARE).all(spawn);
-            drop(hold);
+            let closed = lock(&gate);
+            let all =
+                (0..SPARE).all(|_| thread::Builder::new().spawn_scoped(scope, || drop(lock(&gate))).is_ok());
+            drop(closed);
             all
         });
         descriptors.is_ok() && threads

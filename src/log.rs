@@ -4,54 +4,69 @@
 //! still stops nobody. What does not fit meanwhile is dropped and counted.
 
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Sender, bounded};
 
-/// Lines that may wait, or a few more. A crowd of 1,000 that comes at once should be seen whole.
+/// Lines that may wait. A crowd of 1,000 that comes at once should be seen whole.
 const WAITING_LINES: usize = 4_096;
 
 /// Where lines go; a clone goes to the same place.
 #[derive(Clone)]
 pub(crate) struct Log {
-    lines: Option<Sender<String>>,
-    dropped: Arc<AtomicU64>,
+    /// What waits, and the bell of the thread that writes it.
+    thread: Option<(Arc<Mutex<Waiting>>, Sender<()>)>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    text: String,
+    lines: usize,
+    dropped: usize,
 }
 
 impl Log {
     /// A log that keeps silent.
     pub fn silent() -> Log {
-        Log { lines: None, dropped: Arc::default() }
+        Log { thread: None }
     }
 
     /// A log to stderr. Its thread ends with the last clone of the log.
     pub fn to_stderr() -> std::io::Result<Log> {
-        // A channel with a bound would take the memory for all of them at the start.
-        let (sender, receiver) = unbounded::<String>();
-        let dropped = Arc::new(AtomicU64::new(0));
-        let missed = Arc::clone(&dropped);
+        let waiting = Arc::<Mutex<Waiting>>::default();
+        let (bell, rung) = bounded(1);
+        let log = Log { thread: Some((Arc::clone(&waiting), bell)) };
         thread::Builder::new().name("log".into()).spawn(move || {
-            for line in receiver {
-                let missed = missed.swap(0, Ordering::Relaxed);
+            for () in rung {
+                let Waiting { text, dropped, .. } = std::mem::take(&mut *lock(&waiting));
                 // A closed stderr is no reason to stop serving.
-                if missed > 0 {
-                    writeln!(std::io::stderr(), "statecast: {missed} lines were not written").ok();
+                std::io::stderr().write_all(text.as_bytes()).ok();
+                if dropped > 0 {
+                    writeln!(std::io::stderr(), "statecast: {dropped} lines were not written").ok();
                 }
-                writeln!(std::io::stderr(), "statecast: {line}").ok();
             }
         })?;
-        Ok(Log { lines: Some(sender), dropped })
+        Ok(log)
     }
 
     /// Hands a line over; never waits.
     pub fn line(&self, line: impl FnOnce() -> String) {
-        let Some(lines) = &self.lines else { return };
-        if lines.len() < WAITING_LINES {
-            lines.send(line()).ok();
+        let Some((waiting, bell)) = &self.thread else { return };
+        let line = line();
+        let mut waiting = lock(waiting);
+        if waiting.lines < WAITING_LINES {
+            waiting.lines += 1;
+            waiting.text.extend(["statecast: ", &line, "\n"]);
         } else {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            waiting.dropped += 1;
         }
+        drop(waiting);
+        // Full: it rings already.
+        bell.try_send(()).ok();
     }
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,9 @@
 //! The command: arguments to calls.
 
+use crossbeam_channel::bounded;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use crossbeam_channel::bounded;
 use statecast::{Command, Config, PatientAllocator, Server};
 
 #[global_allocator]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::{Map, Value};
 
 use crate::allocator;
@@ -44,11 +44,17 @@ pub(crate) fn unfit(path: &Path, refusal: &Refusal) -> io::Error {
 pub(crate) struct Saver {
     thread: JoinHandle<()>,
     stop: Sender<()>,
+    changed: Sender<()>,
 }
 
 impl Saver {
     /// Saves the hub's document to `path` whenever `changed` rings.
-    pub fn start(path: PathBuf, hub: Arc<Hub>, changed: Receiver<()>, log: Log) -> io::Result<Saver> {
+    pub fn start(
+        path: PathBuf,
+        hub: Arc<Hub>,
+        (changed, rung): (Sender<()>, Receiver<()>),
+        log: Log,
+    ) -> io::Result<Saver> {
         let (stop, stopped) = bounded(1);
         // What was read at the start need not be written.
         let saved = hub.last_change();
@@ -56,28 +62,22 @@ impl Saver {
         let thread = thread::Builder::new().name("saver".into()).spawn(move || {
             allocator::trust_this_thread();
             loop {
-                let again = if file.is_faulty { after(PAUSE) } else { never() };
-                let is_last = select! {
-                    recv(changed) -> _ => false,
-                    recv(again) -> _ => false,
-                    recv(stopped) -> _ => true,
-                };
+                rung.recv_timeout(if file.is_faulty { PAUSE } else { Duration::MAX }).ok();
                 file.save();
-                if is_last {
-                    return;
-                }
                 if stopped.recv_timeout(PAUSE).is_ok() {
                     file.save();
                     return;
                 }
             }
         })?;
-        Ok(Saver { thread, stop })
+        Ok(Saver { thread, stop, changed })
     }
 
     /// Saves what has changed since the last time.
     pub fn stop(self) {
         self.stop.send(()).ok();
+        // It looks there after it was rung for.
+        self.changed.try_send(()).ok();
         self.thread.join().ok();
     }
 }

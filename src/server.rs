@@ -3,13 +3,13 @@
 //! `Server::start` puts hub, listener and pages together; the rest answers requests that came through the `door`.
 //! The one rule: a refusal says in JSON what was wrong and what would be right, and echoes nothing.
 
+use crossbeam_channel::bounded;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
 use serde_json::{Map, Value};
 use tiny_http::{Method, Request};
 
@@ -92,13 +92,14 @@ impl Server {
             verbose: config.verbose,
         };
         let (ring_changed, changed) = bounded(1);
-        let (hub, threads) =
-            Hub::start(settings, document, log.clone(), ring_changed).map_err(|error| match error {
+        let (hub, threads) = Hub::start(settings, document, log.clone(), ring_changed.clone()).map_err(
+            |error| match error {
                 StartError::Thread(error) => error,
                 StartError::Document(refusal) => {
                     saver::unfit(config.document.as_deref().unwrap_or(Path::new("")), &refusal)
                 }
-            })?;
+            },
+        )?;
         let options =
             SocketOptions { send_buffer: config.client_buffer_bytes, unacknowledged: UNACKNOWLEDGED };
         // Those who wait for slow peers leave half of the threads to the others.
@@ -130,9 +131,15 @@ impl Server {
                 io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
             })
         });
-        let listener = listen(&config.listen)?;
+        let listener = match listen(&config.listen) {
+            Ok(listener) => listener,
+            Err(error) => {
+                threads.stop(&hub, Instant::now());
+                return Err(error);
+            }
+        };
         let saver = match config.document {
-            Some(path) => Some(Saver::start(path, Arc::clone(&hub), changed, log)?),
+            Some(path) => Some(Saver::start(path, Arc::clone(&hub), (ring_changed, changed), log)?),
             None => None,
         };
         let address = listener.address();
