@@ -3,7 +3,7 @@
 //! `hub` calls it under its lock. The one rule: a patch is judged whole before any of it is applied, so a refused
 //! write leaves the document as it was.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt;
 
 use serde_json::{Map, Value};
@@ -123,7 +123,7 @@ fn diff_members(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<Strin
 pub(crate) struct Document {
     topics: Map<String, Value>,
     /// Has the same keys as `topics`.
-    changed: BTreeMap<String, EventId>,
+    changed: HashMap<String, EventId>,
     last_change: EventId,
     /// `weight` of all of it, kept up to date, so that a small patch of a large document stays cheap.
     weight: usize,
@@ -135,7 +135,7 @@ impl Document {
     pub fn new(start: EventId, max_bytes: usize) -> Document {
         Document {
             topics: Map::new(),
-            changed: BTreeMap::new(),
+            changed: HashMap::new(),
             last_change: start,
             weight: weight_of_members(&Map::new()),
             max_weight: max_bytes,
