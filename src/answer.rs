@@ -9,7 +9,7 @@ use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 
 use crate::clock::random_between;
 use crate::connection::SlowPlace;
-use crate::document::Refusal;
+use crate::document::{Refusal, to_json};
 use crate::event::EventId;
 use crate::hub::Full;
 use crate::pages::{Content, Page};
@@ -51,7 +51,7 @@ impl Answer {
     }
 
     pub fn refusal(status: u16, text: impl Into<String>) -> Answer {
-        let text = Value::from(text.into());
+        let text = to_json(&Value::from(text.into()));
         Answer { status, ..Answer::json(format!("{{\"error\":{text}}}")) }
     }
 

@@ -62,6 +62,11 @@ pub(crate) fn parse(body: &[u8], max_bytes: usize) -> Result<Value, Refusal> {
     serde_json::from_str(text).map_err(|error| Refusal::Invalid(format!("the body is not JSON: {error}")))
 }
 
+/// A value as JSON. Not `to_string`: it takes a detour through `fmt`, with serializers of its own.
+pub(crate) fn to_json(value: &Value) -> String {
+    serde_json::to_string(value).expect("a value becomes JSON")
+}
+
 /// Applies a merge patch to a value (RFC 7396, section 2).
 ///
 /// ```
@@ -216,7 +221,7 @@ impl Document {
     pub fn get(&self, topic: Option<&Topic>) -> Option<(String, EventId)> {
         let Some(topic) = topic else { return Some((self.json(), self.last_change)) };
         let value = self.topics.get(topic.as_str())?;
-        Some((value.to_string(), self.changed[topic.as_str()]))
+        Some((to_json(value), self.changed[topic.as_str()]))
     }
 
     fn checked(&self, patch: Patch) -> Result<Patch, Refusal> {
@@ -227,9 +232,9 @@ impl Document {
             let text = format!("the document would be deeper than {MAX_DEPTH} levels");
             return Err(Refusal::Invalid(text));
         }
-        let (gone, written): (Vec<_>, Vec<_>) = patch.iter().partition(|(_, value)| value.is_null());
-        let removed = gone.iter().filter(|(key, _)| self.topics.contains_key(*key)).count();
-        let added = written.iter().filter(|(key, _)| !self.topics.contains_key(*key)).count();
+        let is_there = |key: &String| self.topics.contains_key(key);
+        let removed = patch.iter().filter(|(key, value)| value.is_null() && is_there(key)).count();
+        let added = patch.iter().filter(|(key, value)| !value.is_null() && !is_there(key)).count();
         let topics = self.topics.len() + added - removed;
         if topics > MAX_TOPICS {
             let text = format!("the document would have {topics} topics; at most {MAX_TOPICS} fit");

@@ -137,7 +137,7 @@ impl fmt::Display for Reason {
         match self {
             Reason::Ended => f.write_str("the server ended the stream"),
             Reason::Cut(text) | Reason::StartedOver(text) => f.write_str(text),
-            Reason::Silent(time) => write!(f, "nothing came for {} ms", time.as_millis()),
+            Reason::Silent(time) => write!(f, "nothing came for {} ms", time.as_millis() as u64),
             Reason::Refused { status, text } if text.is_empty() => write!(f, "the answer was {status}"),
             Reason::Refused { status, text } => write!(f, "the answer was {status}: {text}"),
             Reason::NoStream(content_type) => {

@@ -11,10 +11,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::document::Patch;
+use crate::document::{Patch, to_json};
 use crate::event::{EventId, EventName, Topic, write_event};
-
-const TO_STRING: &str = "writing to a String cannot fail";
 
 /// Whom an event is for: `None` are the subscribers of the whole document, `/events`.
 pub(crate) type Audience = Option<Topic>;
@@ -47,9 +45,9 @@ impl Entry {
                 whole.push(',');
             }
             // A topic's name needs no escapes.
-            write!(whole, "\"{key}\":").expect(TO_STRING);
+            write!(whole, "\"{key}\":").expect("writing to a String cannot fail");
             let start = whole.len();
-            write!(whole, "{value}").expect(TO_STRING);
+            whole.push_str(&to_json(value));
             let topic = Topic::parse(key).expect("the document refuses a patch with any other key");
             topics.push((topic, TopicData::Part(start..whole.len())));
         }
@@ -71,7 +69,7 @@ impl Entry {
                 TopicData::Part(start..whole.len())
             }
             OneOff::Text(text) => {
-                write!(whole, "{}", Value::from(text.as_str())).expect(TO_STRING);
+                whole.push_str(&to_json(&Value::from(text.as_str())));
                 TopicData::Text(text)
             }
         };
@@ -153,7 +151,7 @@ impl From<&str> for EventData {
 
 impl From<Value> for EventData {
     fn from(json: Value) -> EventData {
-        EventData::json(json.to_string())
+        EventData::json(to_json(&json))
     }
 }
 

@@ -7,7 +7,7 @@
 //! for a client: one whose write does not complete goes to the catch-up thread, and is live again when it has what
 //! it missed. The one rule: nothing blocks, logs or writes to a socket while it holds the lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -337,7 +337,7 @@ impl Hub {
     }
 
     fn write_hello(&self, out: &mut Vec<u8>, client: u64, resume: &str, reason: &str) {
-        let heartbeat_ms = self.settings.heartbeat.as_millis();
+        let heartbeat_ms = self.settings.heartbeat.as_millis() as u64;
         let data = format!(
             r#"{{"client":{client},"heartbeat_ms":{heartbeat_ms},"resume":"{resume}","reason":"{reason}"}}"#
         );
@@ -422,9 +422,7 @@ impl Hub {
             state.read = to;
             state.unread_bytes -= entries.iter().map(|entry| entry.size()).sum::<usize>();
             let topics = entries.iter().flat_map(|entry| entry.topics().cloned().map(Some));
-            let mut touched: Vec<Audience> = std::iter::once(None).chain(topics).collect();
-            touched.sort_unstable();
-            touched.dedup();
+            let touched: HashSet<Audience> = std::iter::once(None).chain(topics).collect();
             let clients = |audience: Audience| {
                 let clients = state.audiences.get(&audience)?.clients.clone();
                 Some((audience, clients))

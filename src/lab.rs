@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 
 use crate::answer::Answer;
+use crate::document::to_json;
 use crate::door::Call;
 use crate::hub::Hub;
 use crate::settings::duration;
@@ -186,10 +187,11 @@ impl Lab {
                 parameters.insert(name.into(), text.into());
             }
             let scope = if row.scope == Scope::Client { "client" } else { "server" };
-            json!({ "name": row.name, "scope": scope, "parameters": parameters, "does": row.does })
+            let (name, does, parameters) = (row.name, to_json(&row.does.into()), to_json(&parameters.into()));
+            format!(r#"{{"does":{does},"name":"{name}","parameters":{parameters},"scope":"{scope}"}}"#)
         });
-        let faults: Vec<Value> = faults.collect();
-        Answer::json(json!({ "faults": faults }).to_string())
+        let faults: Vec<String> = faults.collect();
+        Answer::json(format!(r#"{{"faults":[{}]}}"#, faults.join(",")))
     }
 
     /// Switches a fault on, of one client or, without one, of the server. It replaces the one before it.
@@ -227,7 +229,8 @@ impl Lab {
             (None, _) => self.lock().server = Some(on),
         }
         let ms = (row.seconds > 0).then(|| (on.until - now).as_millis() as u64);
-        Ok(Answer::json(json!({ "fault": row.name, "client": client, "for_ms": ms }).to_string()))
+        let (fault, client, ms) = (row.name, to_json(&client.into()), to_json(&ms.into()));
+        Ok(Answer::json(format!(r#"{{"client":{client},"fault":"{fault}","for_ms":{ms}}}"#)))
     }
 
     /// What somebody gets instead of the stream.

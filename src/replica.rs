@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::allocator::trust_this_thread;
-use crate::document::merge;
+use crate::document::{merge, to_json};
 use crate::event::EventId;
 use crate::event_source::{EventSource, EventSourceHandle, Reason};
 use crate::parser::Event;
@@ -66,7 +66,7 @@ impl fmt::Display for NotSo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.has_ended { "the stream has ended" } else { "it was not so in time" })?;
         match &self.document {
-            Some(document) => write!(f, "; the document is {document}")?,
+            Some(document) => write!(f, "; the document is {}", to_json(document))?,
             None => f.write_str("; no document has come")?,
         }
         match &self.reason {

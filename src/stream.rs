@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::clock::now_ms;
+use crate::document::to_json;
 use crate::event::{EventId, Topic};
 use crate::history::Audience;
 
@@ -89,11 +90,11 @@ impl ClientStatus {
 
     pub(crate) fn to_json(&self) -> String {
         let ClientStatus { id, connected_at_ms, events, bytes, .. } = self;
-        let address = Value::from(self.address.to_string());
-        let topic = Value::from(self.topic.as_ref().map(Topic::as_str));
+        let address = to_json(&Value::from(self.address.to_string()));
+        let topic = to_json(&Value::from(self.topic.as_ref().map(Topic::as_str)));
         let state = self.state();
-        let last_event_id = Value::from(self.last_event_id.map(|id| id.to_string()));
-        let user_agent = Value::from(self.user_agent.as_deref());
+        let last_event_id = to_json(&Value::from(self.last_event_id.map(|id| id.to_string())));
+        let user_agent = to_json(&Value::from(self.user_agent.as_deref()));
         format!(
             r#"{{"id":{id},"address":{address},"topic":{topic},"state":"{state}","connected_at":{connected_at_ms},"last_event_id":{last_event_id},"events":{events},"bytes":{bytes},"user_agent":{user_agent}}}"#
         )

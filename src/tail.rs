@@ -9,6 +9,7 @@ use std::thread;
 use serde_json::Value;
 
 use crate::commands::Client;
+use crate::document::to_json;
 use crate::event_source::{EventSource, EventSourceHandle, Reason, Step};
 use crate::parser::Event;
 use crate::replica::Follower;
@@ -35,7 +36,7 @@ pub fn tail(client: &Client) -> io::Result<()> {
             (Err(error), _) => Err(error),
             (Ok(()), Some(Step::Event(event))) => shown.show(&event, &mut source),
             (Ok(()), Some(Step::Lost(reason, wait))) => {
-                shown.tell(reason, &format!("connecting again in {} ms", wait.as_millis()));
+                shown.tell(reason, &format!("connecting again in {} ms", wait.as_millis() as u64));
                 Ok(false)
             }
             (Ok(()), None) => break,
@@ -72,7 +73,7 @@ impl Shown<'_> {
         }
         let line = if *state || *once {
             match self.follower.follow(event) {
-                Ok(true) => self.follower.document.as_ref().expect("it has changed").to_string(),
+                Ok(true) => to_json(self.follower.document.as_ref().expect("it has changed")),
                 Ok(false) => return Ok(false),
                 Err(why) => {
                     source.start_over(&*why);
@@ -82,7 +83,7 @@ impl Shown<'_> {
             }
         } else if events.is_empty() || events.contains(&event.name) {
             let [name, data, id] =
-                [&event.name, &event.data, &event.id].map(|text| Value::from(text.as_str()));
+                [&event.name, &event.data, &event.id].map(|text| to_json(&Value::from(text.as_str())));
             format!(r#"{{"event":{name},"data":{data},"id":{id}}}"#)
         } else {
             return Ok(false);

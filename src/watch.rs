@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::document::to_json;
 use crate::event::EventId;
 use crate::stream::ClientStatus;
 
@@ -102,7 +103,7 @@ pub enum TimedOut {
 impl fmt::Display for TimedOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let clients = match self {
-            TimedOut::State(document) => return write!(f, "the document is still {document}"),
+            TimedOut::State(document) => return write!(f, "the document is still {}", to_json(document)),
             TimedOut::Clients { expected, clients } => {
                 write!(f, "expected {expected} clients, there are {}", clients.len())?;
                 clients
