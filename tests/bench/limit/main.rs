@@ -1,6 +1,6 @@
 //! How near statecast comes to what the kernel allows.
 //!
-//! `cargo bench` measures everything in about eight minutes; `cargo bench -- fan-out` one part of it, `--quick` in
+//! `cargo bench` measures everything in about nine minutes; `cargo bench -- fan-out` one part of it, `--quick` in
 //! seconds. Beside statecast, as it is shipped, runs a server that only sends bytes to sockets (`bare`), in turns and
 //! in the same run; what comes out are ratios between the two. Each has one core, and the load another.
 //!
@@ -19,7 +19,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use load::{Crowd, Dialect, Outcome, Plan, ask};
-use process::{Kind, Process, has_nchan, has_two_cores, stay_on_the_other_core};
+use process::{Kind, Process, STATECAST, has_nchan, has_two_cores, stay_on_the_other_core};
 use report::{Report, draw};
 
 const USAGE: &str = "usage: cargo bench -- [--quick] [fan-out] [memory] [growth]";
@@ -174,6 +174,7 @@ impl Bench {
             let start = server.usage();
             if name == "1,000 a second" {
                 note("resident with nothing connected", "KiB", start.resident_kib);
+                note("the program's file", "KiB", std::fs::metadata(STATECAST)?.len() as f64 / 1_024.0);
             }
             let mut crowd = Crowd::new(server.address, kind.dialect(), 1)?;
             crowd.connect(count, per_second)?;

@@ -43,6 +43,9 @@ impl Kind {
     }
 }
 
+/// The program as it is shipped.
+pub const STATECAST: &str = env!("CARGO_BIN_EXE_statecast");
+
 /// Where the module is on Debian.
 const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 
@@ -86,13 +89,7 @@ impl Process {
             }
             Kind::Statecast => {
                 // Heartbeats come when they come, and every subscriber is to get the same bytes.
-                command.args([
-                    env!("CARGO_BIN_EXE_statecast"),
-                    "--listen",
-                    "127.0.0.1:0",
-                    "--heartbeat",
-                    "1h",
-                ]);
+                command.args([STATECAST, "--listen", "127.0.0.1:0", "--heartbeat", "1h"]);
             }
             Kind::Nchan => {
                 let place = std::env::temp_dir().join(format!("statecast-bench-{}", std::process::id()));
