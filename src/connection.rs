@@ -8,13 +8,14 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tiny_http::{Header, Request, Response, ResponseBox};
 
 use crate::allocator::is_anybody_sleeping;
 use crate::door::has_body_to_come;
+use crate::lock::lock;
 use crate::metrics::Metrics;
 use crate::socket::{Identity, Socket, Sockets};
 use crate::stream::Wire;
@@ -533,11 +534,6 @@ fn weight(request: &Request) -> usize {
 /// Whether something waits that tiny_http has not read.
 fn has_unread(identity: Identity) -> bool {
     identity.open().and_then(|socket| socket.unread()).is_some_and(|count| count > 0)
-}
-
-/// Locks what is never left half-changed, here and in `listener`.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(all(test, target_os = "linux"))]

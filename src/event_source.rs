@@ -18,6 +18,7 @@ use ureq::{Agent, Body, BodyReader};
 
 use crate::clock::random_between;
 use crate::config::Token;
+use crate::lock::lock;
 use crate::parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
 
 /// What is read at once.
@@ -515,7 +516,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn is_closed(&self) -> bool {

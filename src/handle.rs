@@ -4,7 +4,6 @@
 //! time limit, and says what there was instead.
 
 use std::io;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -12,6 +11,7 @@ use serde_json::Value;
 use crate::document::Refusal;
 use crate::event::{EventId, EventName, Topic};
 use crate::history::EventData;
+use crate::lock::lock;
 use crate::server::Server;
 use crate::stream::ClientStatus;
 use crate::watch::TimedOut;
@@ -238,7 +238,7 @@ impl Server {
     /// It cannot listen there again: somebody else does by now. It stays down; `restart` tries again.
     pub fn restart_after(&self, restart: Restart, meanwhile: impl FnOnce()) -> io::Result<()> {
         // Locked for as long as it takes: two restarts at once are one after the other.
-        let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listener = lock(&self.listener);
         if let Some(listener) = listener.take() {
             listener.stop(Instant::now() + self.grace);
         }

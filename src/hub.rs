@@ -22,6 +22,7 @@ use crate::clock::{now_ms, random_between};
 use crate::document::{Document, Patch, Refusal};
 use crate::event::{EventId, EventName, Topic, write_event};
 use crate::history::{Audience, Entry, EventData, History};
+use crate::lock::lock;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::stream::{Arrival, Chunk, Client, Following, Place, Progress, Reason};
@@ -315,7 +316,7 @@ impl Hub {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // What is done under the lock does not panic half-way: patches are judged before they are applied.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Waits while the hub is far behind. A hub that stops takes nothing more, or it would never be done.
@@ -377,7 +378,7 @@ impl Hub {
             [only] if only.size() > PASS_BYTES => only,
             _ => return chunk_of(entries, audience).map(Arc::new),
         };
-        let mut shared = self.large_chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = lock(&self.large_chunks);
         shared.retain(|(_, _, chunk)| chunk.strong_count() > 0);
         let known = shared.iter().find(|(id, of, _)| *id == large.id && of == audience);
         if let Some(chunk) = known.and_then(|(_, _, chunk)| chunk.upgrade()) {
@@ -467,15 +468,11 @@ impl Hub {
     }
 
     fn hand_over(&self, client: Arc<Client>) {
-        if let Some(behind) = &mut *self.behind() {
+        if let Some(behind) = &mut *lock(&self.behind) {
             behind.push(client);
         }
         // Full: it rings already.
         self.late.try_send(()).ok();
-    }
-
-    fn behind(&self) -> MutexGuard<'_, Option<Vec<Arc<Client>>>> {
-        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The catch-up thread: visits each client that is behind until it is live again or gone.
@@ -491,7 +488,7 @@ impl Hub {
             }
             let due = visits.iter().map(|visit| visit.due).min();
             late.recv_deadline(due.unwrap_or(survey_at).min(survey_at)).ok();
-            let Some(behind) = self.behind().as_mut().map(std::mem::take) else { return };
+            let Some(behind) = lock(&self.behind).as_mut().map(std::mem::take) else { return };
             for client in behind {
                 if client.limits.idle.is_some() {
                     // It is here already, to be ended when it is idle.
@@ -594,7 +591,7 @@ impl Threads {
         }
         hub.watch.wait(deadline, |_| (hub.size().0 == 0).then_some(()));
         hub.cut_all("the server stopped");
-        *hub.behind() = None;
+        *lock(&hub.behind) = None;
         hub.late.try_send(()).ok();
         self.catch_up.join().ok();
     }

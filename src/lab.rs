@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -17,6 +17,7 @@ use crate::answer::Answer;
 use crate::document::to_json;
 use crate::door::Call;
 use crate::hub::Hub;
+use crate::lock::lock;
 use crate::settings::duration;
 use crate::stream::{Arrival, Wire};
 
@@ -561,9 +562,4 @@ fn lines(frame: &str) -> impl Iterator<Item = &str> {
 
 fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is never left half-changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -41,7 +41,7 @@
 //! | `stream` | one client: its place in history, what is pending, and how it catches up |
 //! | `saver` | the file that keeps the document |
 //! | `lab` | with `--lab` only: what goes wrong in life, done to clients on purpose |
-//! | `log`, `metrics`, `clock` | a line a fault, a number a kind, the time |
+//! | `log`, `metrics`, `clock`, `lock` | a line a fault, a number a kind, the time, a lock that outlives a panic |
 //!
 //! The other end takes the event from there:
 //!
@@ -77,6 +77,7 @@ mod history;
 mod hub;
 mod lab;
 mod listener;
+mod lock;
 mod log;
 mod metrics;
 mod pages;

@@ -18,7 +18,8 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::Request;
 
 use crate::allocator;
-use crate::connection::{Begun, Connections, Patience, Turn, lock};
+use crate::connection::{Begun, Connections, Patience, Turn};
+use crate::lock::lock;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::socket::{is_listening, stop_listening};

@@ -4,10 +4,12 @@
 //! still stops nobody. What does not fit meanwhile is dropped and counted.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crossbeam_channel::{Sender, bounded};
+
+use crate::lock::lock;
 
 /// Lines that may wait. A crowd of 1,000 that comes at once should be seen whole.
 const WAITING_LINES: usize = 4_096;
@@ -65,8 +67,4 @@ impl Log {
         // Full: it rings already.
         bell.try_send(()).ok();
     }
-}
-
-fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,6 +15,7 @@ use crate::allocator::trust_this_thread;
 use crate::document::{merge, to_json};
 use crate::event::EventId;
 use crate::event_source::{EventSource, EventSourceHandle, Reason};
+use crate::lock::lock;
 use crate::parser::Event;
 
 /// The document of a server, or one topic of it, as of the last event that came.
@@ -172,7 +173,7 @@ impl Drop for Replica {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -25,6 +25,7 @@ use crate::history::{Audience, EventData};
 use crate::hub::{Hub, Settings, StartError, Threads};
 use crate::lab::Lab;
 use crate::listener::{Listener, SocketOptions};
+use crate::lock::lock;
 use crate::log::Log;
 use crate::pages::Pages;
 use crate::saver::{self, Saver};
@@ -320,8 +321,7 @@ impl Site {
         /// At which 64 bodies at once are no great matter.
         const LARGE_BODY: usize = 16 << 10;
         let hub = &self.hub;
-        let _one_at_a_time = (body.len() > LARGE_BODY)
-            .then(|| self.large_bodies.lock().unwrap_or_else(PoisonError::into_inner));
+        let _one_at_a_time = (body.len() > LARGE_BODY).then(|| lock(&self.large_bodies));
         let answer = match (route, &call.method) {
             // A page asks so whether there is a lab: a 404 would be an error in the browser's console.
             (Route::Lab | Route::Fault(..), Options) if self.lab.is_none() => {

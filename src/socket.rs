@@ -12,10 +12,12 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use socket2::{SockAddr, SockRef};
+
+use crate::lock::lock;
 
 /// Tells a socket from every other, also from one with the same peer, and says where it was found.
 #[derive(Clone, Copy, Debug)]
@@ -223,7 +225,7 @@ impl Sockets {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     fn identify(&self, known: &Known, peer: SocketAddr) -> Option<Identity> {

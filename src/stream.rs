@@ -11,7 +11,7 @@ use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -20,6 +20,7 @@ use crate::clock::now_ms;
 use crate::document::to_json;
 use crate::event::{EventId, Topic};
 use crate::history::Audience;
+use crate::lock::lock;
 
 /// Where a stream's bytes go. Dropping it closes the connection.
 pub(crate) trait Wire: Write + Send {
@@ -379,7 +380,7 @@ impl Client {
 
     fn lock(&self) -> MutexGuard<'_, Stream> {
         // A panic while writing to a client leaves that client to be removed; it must not take the others along.
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.stream)
     }
 }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::document::to_json;
 use crate::event::EventId;
+use crate::lock::lock;
 use crate::stream::ClientStatus;
 
 pub(crate) struct Watch {
@@ -74,7 +75,7 @@ impl Watch {
 
     fn lock(&self) -> MutexGuard<'_, Told> {
         // Three numbers are never left half-changed.
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.told)
     }
 }
 
