@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use crate::event::{EventId, Topic};
+use crate::sse::event::{EventId, Topic};
 
 /// A merge patch of the whole document: topics to what becomes of them.
 pub(crate) type Patch = Map<String, Value>;

@@ -60,55 +60,37 @@
 //!
 //! It is made for Linux; there is no async runtime. On another Unix it finds no sockets, and falls back on time-outs.
 
-mod access;
-mod allocator;
-mod answer;
-mod capacity;
+mod cli;
+mod client;
 mod clock;
-mod commands;
-mod config;
-mod connection;
 mod document;
-mod door;
-mod event;
-mod event_source;
-mod handle;
-mod history;
+mod http;
 mod hub;
-mod lab;
-mod listener;
 mod lock;
 mod log;
 mod metrics;
-mod pages;
-mod parser;
-mod publish;
-mod replica;
-mod saver;
 mod server;
-mod settings;
-mod socket;
-mod stream;
-mod tail;
-mod watch;
+mod sse;
 
-pub use allocator::{PatientAllocator, trust_this_thread, use_one_arena};
-pub use capacity::Capacity;
-pub use commands::{Client, Command, help};
-pub use config::{Config, Origin, Token};
+pub use cli::commands::{Client, Command, help};
+pub use cli::publish::{send, set};
+pub use cli::tail::tail;
+pub use client::event_source::{
+    EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, may_pass,
+};
+pub use client::replica::{NotSo, Replica};
 pub use document::{Refusal, diff, merge};
-pub use event::{EventId, EventName, MalformedId, Topic};
-pub use event_source::{EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, may_pass};
-pub use handle::Restart;
-pub use history::EventData;
+pub use http::allocator::{PatientAllocator, trust_this_thread, use_one_arena};
+pub use hub::client::ClientStatus;
+pub use hub::history::EventData;
+pub use hub::watch::TimedOut;
 pub use metrics::count_tiny_http_panics;
-pub use parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
-pub use publish::{send, set};
-pub use replica::{NotSo, Replica};
 pub use server::Server;
-pub use stream::ClientStatus;
-pub use tail::tail;
-pub use watch::TimedOut;
+pub use server::capacity::Capacity;
+pub use server::config::{Config, Origin, Token};
+pub use server::handle::Restart;
+pub use sse::event::{EventId, EventName, MalformedId, Topic};
+pub use sse::parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
 
 /// The README's examples are tests, too.
 #[cfg(doctest)]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::allocator;
+use crate::http::allocator;
 
 /// A number that only rises.
 #[derive(Default)]

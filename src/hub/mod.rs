@@ -7,6 +7,10 @@
 //! for a client: one whose write does not complete goes to the catch-up thread, and is live again when it has what
 //! it missed. The one rule: nothing blocks, logs or writes to a socket while it holds the lock.
 
+pub mod client;
+pub mod history;
+pub mod watch;
+
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
@@ -17,16 +21,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::Value;
 
-use crate::allocator;
 use crate::clock::{now_ms, random_between};
 use crate::document::{Document, Patch, Refusal};
-use crate::event::{EventId, EventName, Topic, write_event};
-use crate::history::{Audience, Entry, EventData, History};
+use crate::http::allocator;
+use crate::hub::client::{Arrival, Chunk, Client, Following, Place, Progress, Reason};
+use crate::hub::history::{Audience, Entry, EventData, History};
+use crate::hub::watch::Watch;
 use crate::lock::lock;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::stream::{Arrival, Chunk, Client, Following, Place, Progress, Reason};
-use crate::watch::Watch;
+use crate::sse::event::{EventId, EventName, Topic, write_event};
 
 /// What a pass of the hub takes from history at most: more would not fit a socket's send buffer in one write.
 const PASS_BYTES: usize = 64 << 10;

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::Token;
+use crate::server::config::Token;
 
 /// One option of a command that fills a `T`.
 pub(crate) struct Setting<T: 'static> {

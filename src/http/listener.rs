@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::Request;
 
-use crate::allocator;
-use crate::connection::{Begun, Connections, Patience, Turn};
+use crate::http::allocator;
+use crate::http::socket::{is_listening, stop_listening};
+use crate::http::turn::{Begun, Connections, Patience, Turn};
 use crate::lock::lock;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::socket::{is_listening, stop_listening};
 
 /// Threads for requests that wait at least: one takes a request, and the other is there for the next. More come as they
 /// are needed.

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::allocator::trust_this_thread;
+use crate::client::event_source::{EventSource, EventSourceHandle, Reason};
 use crate::document::{merge, to_json};
-use crate::event::EventId;
-use crate::event_source::{EventSource, EventSourceHandle, Reason};
+use crate::http::allocator::trust_this_thread;
 use crate::lock::lock;
-use crate::parser::Event;
+use crate::sse::event::EventId;
+use crate::sse::parser::Event;
 
 /// The document of a server, or one topic of it, as of the last event that came.
 ///

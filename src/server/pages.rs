@@ -32,10 +32,10 @@ pub(crate) enum Content {
 }
 
 const BUILT_IN: [(&str, &[u8]); 4] = [
-    ("index.html", include_bytes!("../public/index.html")),
-    ("style.css", include_bytes!("../public/style.css")),
-    ("statecast.js", include_bytes!("../public/statecast.js")),
-    ("page.js", include_bytes!("../public/page.js")),
+    ("index.html", include_bytes!("../../public/index.html")),
+    ("style.css", include_bytes!("../../public/style.css")),
+    ("statecast.js", include_bytes!("../../public/statecast.js")),
+    ("page.js", include_bytes!("../../public/page.js")),
 ];
 
 impl Pages {

@@ -18,9 +18,9 @@ use serde_json::Value;
 
 use crate::clock::now_ms;
 use crate::document::to_json;
-use crate::event::{EventId, Topic};
-use crate::history::Audience;
+use crate::hub::history::Audience;
 use crate::lock::lock;
+use crate::sse::event::{EventId, Topic};
 
 /// Where a stream's bytes go. Dropping it closes the connection.
 pub(crate) trait Wire: Write + Send {

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 
 use tiny_http::Method;
 
-use crate::answer::Answer;
-use crate::config::{Origin, Token};
-use crate::door::Call;
+use crate::http::answer::Answer;
+use crate::http::call::Call;
 use crate::server::Route;
+use crate::server::config::{Origin, Token};
 
 /// What was configured.
 pub(crate) struct Rules {

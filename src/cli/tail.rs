@@ -8,11 +8,11 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::commands::Client;
+use crate::cli::commands::Client;
+use crate::client::event_source::{EventSource, EventSourceHandle, Reason, Step};
+use crate::client::replica::Follower;
 use crate::document::to_json;
-use crate::event_source::{EventSource, EventSourceHandle, Reason, Step};
-use crate::parser::Event;
-use crate::replica::Follower;
+use crate::sse::parser::Event;
 
 /// Shows a stream until it has shown enough, the pipe is closed, or the server will have no more of it. Blocks.
 ///

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use percent_encoding::percent_decode_str;
 use tiny_http::{HTTPVersion, Header, Method, Request};
 
-use crate::allocator::distrusting;
-use crate::connection::Turn;
+use crate::http::allocator::distrusting;
+use crate::http::turn::Turn;
 
 /// What a body may take: a start, and more for each piece.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::document::Refusal;
-use crate::event::{EventId, EventName, Topic};
-use crate::history::EventData;
+use crate::hub::client::ClientStatus;
+use crate::hub::history::EventData;
+use crate::hub::watch::TimedOut;
 use crate::lock::lock;
 use crate::server::Server;
-use crate::stream::ClientStatus;
-use crate::watch::TimedOut;
+use crate::sse::event::{EventId, EventName, Topic};
 
 /// What a server remembers when it starts again. The document stays in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,7 +242,7 @@ impl Server {
         if let Some(listener) = listener.take() {
             listener.stop(Instant::now() + self.grace);
         }
-        let place = crate::listener::hold(self.address());
+        let place = crate::http::listener::hold(self.address());
         self.hub.cut_all("the server restarts");
         if restart == Restart::ForgetHistory {
             self.hub.forget_history();

@@ -11,8 +11,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use ureq::Agent;
 
-use crate::commands::Client;
-use crate::event_source::{agent_config, may_pass, refusal_text, retry_after, wait_after};
+use crate::cli::commands::Client;
+use crate::client::event_source::{agent_config, may_pass, refusal_text, retry_after, wait_after};
 
 /// A line with more is refused without asking the server: there is memory for it, but no use.
 const MAX_LINE_BYTES: usize = 64 << 20;

@@ -14,11 +14,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::{Map, Value};
 
-use crate::allocator;
 use crate::document::{self, Refusal};
-use crate::event::EventId;
+use crate::http::allocator;
 use crate::hub::Hub;
 use crate::log::Log;
+use crate::sse::event::EventId;
 
 /// Between two writes.
 const PAUSE: Duration = Duration::from_secs(1);

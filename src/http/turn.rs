@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use tiny_http::{Header, Request, Response, ResponseBox};
 
-use crate::allocator::is_anybody_sleeping;
-use crate::door::has_body_to_come;
+use crate::http::allocator::is_anybody_sleeping;
+use crate::http::call::has_body_to_come;
+use crate::http::socket::{Identity, Socket, Sockets};
+use crate::hub::client::Wire;
 use crate::lock::lock;
 use crate::metrics::Metrics;
-use crate::socket::{Identity, Socket, Sockets};
-use crate::stream::Wire;
 
 /// Requests that may wait: behind another one of the same connection, and behind an open stream.
 const MAX_PARKED: usize = 1_024;

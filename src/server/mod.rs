@@ -3,6 +3,14 @@
 //! `Server::start` puts hub, listener and pages together; the rest answers requests that came through the `door`.
 //! The one rule: a refusal says in JSON what was wrong and what would be right, and echoes nothing.
 
+pub mod access;
+pub mod capacity;
+pub mod config;
+pub mod handle;
+pub mod lab;
+pub mod pages;
+pub mod saver;
+
 use crossbeam_channel::bounded;
 use std::io;
 use std::net::SocketAddr;
@@ -13,24 +21,24 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 use tiny_http::{Method, Request};
 
-use crate::access::Rules;
-use crate::answer::{Answer, Patient, STREAM_HEADERS};
-use crate::capacity::Capacity;
-use crate::config::Config;
-use crate::connection::{Patience, Turn};
+use crate::cli::settings::duration;
 use crate::document;
-use crate::door::{Call, Unfit, has_body_to_come, judge, read_body};
-use crate::event::{EventId, EventName, Topic};
-use crate::history::{Audience, EventData};
+use crate::http::answer::{Answer, Patient, STREAM_HEADERS};
+use crate::http::call::{Call, Unfit, has_body_to_come, judge, read_body};
+use crate::http::listener::{Listener, SocketOptions};
+use crate::http::turn::{Patience, Turn};
+use crate::hub::client::{Arrival, Limits};
+use crate::hub::history::{Audience, EventData};
 use crate::hub::{Hub, Settings, StartError, Threads};
-use crate::lab::Lab;
-use crate::listener::{Listener, SocketOptions};
 use crate::lock::lock;
 use crate::log::Log;
-use crate::pages::Pages;
-use crate::saver::{self, Saver};
-use crate::settings::duration;
-use crate::stream::{Arrival, Limits};
+use crate::server::access::Rules;
+use crate::server::capacity::Capacity;
+use crate::server::config::Config;
+use crate::server::lab::Lab;
+use crate::server::pages::Pages;
+use crate::server::saver::Saver;
+use crate::sse::event::{EventId, EventName, Topic};
 
 /// Kept-alive connections with no request under way.
 const IDLE: Duration = Duration::from_secs(75);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use subtle::ConstantTimeEq;
 
-use crate::settings::{self, Read, Setting, count, duration, path, size, switch, token_in};
+use crate::cli::settings::{self, Read, Setting, count, duration, path, size, switch, token_in};
 
 /// How a server is to run. `Config::default()` is what the command does without options, but for the port.
 ///

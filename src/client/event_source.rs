@@ -17,9 +17,9 @@ use ureq::typestate::AgentScope;
 use ureq::{Agent, Body, BodyReader};
 
 use crate::clock::random_between;
-use crate::config::Token;
 use crate::lock::lock;
-use crate::parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
+use crate::server::config::Token;
+use crate::sse::parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
 
 /// What is read at once.
 const READ_BYTES: usize = 32 << 10;

@@ -2,10 +2,10 @@
 
 use ureq::http::{HeaderName, HeaderValue};
 
-use crate::config::{Config, SETTINGS, Token};
-use crate::event::{EventName, Topic};
-use crate::event_source::{EventSourceInit, check_url, may_pass};
-use crate::settings::{self, Read, Setting, count, switch, token_in};
+use crate::cli::settings::{self, Read, Setting, count, switch, token_in};
+use crate::client::event_source::{EventSourceInit, check_url, may_pass};
+use crate::server::config::{Config, SETTINGS, Token};
+use crate::sse::event::{EventName, Topic};
 
 /// What the command line asks for.
 #[derive(Debug)]

@@ -8,11 +8,11 @@ use serde_json::Value;
 use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 
 use crate::clock::random_between;
-use crate::connection::SlowPlace;
 use crate::document::{Refusal, to_json};
-use crate::event::EventId;
+use crate::http::turn::SlowPlace;
 use crate::hub::Full;
-use crate::pages::{Content, Page};
+use crate::server::pages::{Content, Page};
+use crate::sse::event::EventId;
 
 /// One answer.
 pub(crate) struct Answer {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::document::{Patch, to_json};
-use crate::event::{EventId, EventName, Topic, write_event};
+use crate::sse::event::{EventId, EventName, Topic, write_event};
 
 /// Whom an event is for: `None` are the subscribers of the whole document, `/events`.
 pub(crate) type Audience = Option<Topic>;

@@ -186,7 +186,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{EventId, EventName, write_event};
+    use crate::sse::event::{EventId, EventName, write_event};
 
     fn event(name: &str, data: &str, id: &str) -> Event {
         Event { name: name.into(), data: data.into(), id: id.into() }

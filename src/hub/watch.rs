@@ -11,9 +11,9 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::document::to_json;
-use crate::event::EventId;
+use crate::hub::client::ClientStatus;
 use crate::lock::lock;
-use crate::stream::ClientStatus;
+use crate::sse::event::EventId;
 
 pub(crate) struct Watch {
     told: Mutex<Told>,

@@ -1,0 +1,6 @@
+//! The commands: arguments become calls of the library, and nothing here is for a library user.
+
+pub mod commands;
+pub mod publish;
+pub mod settings;
+pub mod tail;
