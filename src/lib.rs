@@ -80,7 +80,7 @@ pub use client::event_source::{
 };
 pub use client::replica::{NotSo, Replica};
 pub use document::{Refusal, diff, merge};
-pub use http::allocator::{PatientAllocator, trust_this_thread, use_one_arena};
+pub use http::allocator::{PatientAllocator, use_one_arena};
 pub use hub::client::ClientStatus;
 pub use hub::history::EventData;
 pub use hub::watch::TimedOut;

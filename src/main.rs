@@ -11,7 +11,6 @@ static ALLOCATOR: PatientAllocator = PatientAllocator;
 
 fn main() -> ExitCode {
     statecast::use_one_arena();
-    statecast::trust_this_thread();
     statecast::count_tiny_http_panics();
     let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
     match Command::parse(arguments, |name| std::env::var(name).ok()) {

@@ -32,17 +32,15 @@ impl Gauge {
 /// Panics in tiny_http's threads, in the whole process: a thread does not know its server.
 static TINY_HTTP_PANICS: Counter = Counter(AtomicU64::new(0));
 
-/// Counts panics in threads that are not the server's own instead of printing them: tiny_http panics when a client
-/// leaves at a bad moment (client.rs:180), and when descriptors or threads are out. Other panics are printed as before.
-///
-/// Which threads are the server's own is what [`trust_this_thread`](crate::trust_this_thread) says.
+/// Counts panics in tiny_http's threads instead of printing them: it panics when a client leaves at a bad moment
+/// (client.rs:180), and when descriptors or threads are out. Other panics are printed as before.
 pub fn count_tiny_http_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if allocator::is_trusted() {
-            print(panic);
-        } else {
+        if allocator::is_for_stranger() {
             TINY_HTTP_PANICS.add(1);
+        } else {
+            print(panic);
         }
     }));
 }

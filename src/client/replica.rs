@@ -13,7 +13,6 @@ use serde_json::Value;
 
 use crate::client::event_source::{EventSource, EventSourceHandle, Reason};
 use crate::document::{merge, to_json};
-use crate::http::allocator::trust_this_thread;
 use crate::lock::lock;
 use crate::sse::event::EventId;
 use crate::sse::parser::Event;
@@ -95,7 +94,6 @@ impl Replica {
         let handle = source.handle();
         let for_thread = Arc::clone(&shared);
         let run = move || {
-            trust_this_thread();
             while let Some(event) = source.next() {
                 let followed = for_thread.lock().follower.follow(&event);
                 match followed {

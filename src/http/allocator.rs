@@ -1,15 +1,22 @@
 //! An allocator that takes its time, so that a head which never ends does not take the memory.
 //!
 //! tiny_http reads request lines and headers into memory without a bound (client.rs:97, and chunk sizes the same way
-//! in the decoder it uses). The program puts this allocator under it. The one rule: a thread that is not ours and
-//! holds more text than any honest head has sleeps first, for longer than a head may take; by then the connection has
-//! been cut and what it sent thrown away, and the thread ends with what it had.
+//! in the decoder it uses). The program puts this allocator under it. The one rule: a thread that works for a stranger
+//! and holds more text than any honest head has sleeps first, for longer than a head may take; by then the connection
+//! has been cut and what it sent thrown away, and the thread ends with what it had.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::hint::black_box;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
+
+/// tiny_http's threads have this name: Linux gives a thread the name of the one that started it, and they choose none.
+pub(super) const TINY_HTTP: &str = "tiny_http";
 
 /// More than any honest head: its line or its headers, whichever are many. As much again costs as long again, should
 /// the connection not have been cut.
@@ -19,7 +26,7 @@ const LARGE: usize = 256 << 10;
 const PAUSE: Duration = Duration::from_secs(15);
 
 /// What a block of text costs beside the text: a hundred thousand headers of two letters are many, too.
-const EACH: usize = 16;
+const BLOCK_OVERHEAD: usize = 16;
 
 /// Text alone counts. tiny_http's queue of requests grows under a lock that everybody needs (`util/messages_queue.rs`),
 /// and must not wait.
@@ -29,33 +36,42 @@ const TEXT_ALIGN: usize = 1;
 /// their own: the next text is the next head's. (32 where lines are short, 32-bit ARM; else 64 to 256.)
 const CHANNEL_ALIGN: usize = 32;
 
+/// What tiny_http says to itself of a head with a byte beyond ASCII, before it closes without a word (client.rs:92).
+const NOT_ASCII: &[u8; 22] = b"Header is not in ASCII";
+
+/// How often a thread with such a head looks whether the keeper has seen it, and how many times.
+const UNSEEN: Duration = Duration::from_millis(10);
+const UNSEEN_LOOKS: usize = 100;
+
 thread_local! {
-    static IS_TRUSTED: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread works for a stranger; `None` until it is first asked.
+    static FOR_STRANGER: Cell<Option<bool>> = const { Cell::new(None) };
     /// The text that this thread holds of a head, and how much it may hold before it sleeps again.
     static HELD: Cell<usize> = const { Cell::new(0) };
     static ALLOWED: Cell<usize> = const { Cell::new(LARGE) };
+    /// A block that could come to hold `NOT_ASCII`. It was zeroed.
+    static MESSAGE: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
+
+/// The end of a head can be told, and a large one be made to wait.
+static HEADS_ARE_BOUNDED: AtomicBool = AtomicBool::new(false);
 
 /// Threads that sleep.
 static SLEEPING: AtomicUsize = AtomicUsize::new(0);
 
-/// The system's allocator, which makes threads that are not the server's own wait before they hold much text.
+/// Heads beyond ASCII in this process, and how many of them a keeper has seen.
+static NOT_ASCII_HEADS: AtomicU64 = AtomicU64::new(0);
+static SEEN_HEADS: AtomicU64 = AtomicU64::new(0);
+
+/// The system's allocator, which makes tiny_http's threads wait before they hold much text.
 ///
 /// For programs that embed a server and meet strangers; `statecast` itself has it:
 ///
 /// ```standalone_crate
 /// #[global_allocator]
 /// static ALLOCATOR: statecast::PatientAllocator = statecast::PatientAllocator;
-///
-/// // The program's own threads, before they need large blocks:
-/// statecast::trust_this_thread();
 /// ```
 pub struct PatientAllocator;
-
-/// Lets this thread allocate without waiting.
-pub fn trust_this_thread() {
-    IS_TRUSTED.set(true);
-}
 
 /// Keeps the memory of many short threads in one place: with an arena for each, as glibc has it, holes are left in all
 /// of them. To be called once, before there are threads.
@@ -70,7 +86,7 @@ pub fn use_one_arena() {
 
 /// Gives what a crowd has left back to the system.
 #[allow(unsafe_code)]
-pub(crate) fn return_memory() {
+pub(super) fn return_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: malloc_trim may be called at any time, from any thread.
     unsafe {
@@ -78,44 +94,95 @@ pub(crate) fn return_memory() {
     }
 }
 
-/// Whether this thread is one of the server's own.
-pub(crate) fn is_trusted() -> bool {
+/// Whether this thread works for a stranger: tiny_http's all do.
+pub(crate) fn is_for_stranger() -> bool {
     // A thread that is ending has no thread-locals any more.
-    IS_TRUSTED.try_with(Cell::get).unwrap_or(true)
+    FOR_STRANGER
+        .try_with(|known| {
+            known.get().unwrap_or_else(|| {
+                let is = is_named_tiny_http();
+                known.set(Some(is));
+                is
+            })
+        })
+        .unwrap_or(false)
 }
 
 /// Does something for a stranger: what it allocates must wait as if a thread of tiny_http's did.
-pub(crate) fn distrusting<T>(act: impl FnOnce() -> T) -> T {
-    struct Restore(bool);
+pub(super) fn for_stranger<T>(act: impl FnOnce() -> T) -> T {
+    struct Restore(Option<bool>);
     impl Drop for Restore {
         fn drop(&mut self) {
-            IS_TRUSTED.set(self.0);
+            FOR_STRANGER.set(self.0);
         }
     }
-    let _restore = Restore(IS_TRUSTED.replace(false));
+    let _restore = Restore(FOR_STRANGER.replace(Some(true)));
     begin_head();
     act()
 }
 
+/// Tries, once in a process, whether tiny_http's threads and the ends of their heads can be told. To be called in a
+/// thread called `tiny_http`. Where it is false no thread ever sleeps, and heads are not bounded.
+pub(super) fn heads_are_bounded() -> bool {
+    static TRIED: OnceLock<bool> = OnceLock::new();
+    let tells_heads = || {
+        let text = black_box(Vec::<u8>::with_capacity(1));
+        let has_counted = HELD.get() > 0;
+        // std's channel begins a new head, if it is as it was when this was written.
+        drop(black_box(mpsc::channel::<()>()));
+        let has_begun = HELD.get() == 0;
+        drop(text);
+        is_for_stranger() && has_counted && has_begun
+    };
+    *TRIED.get_or_init(|| {
+        // Without a name of its own, as tiny_http starts its threads.
+        let tried = thread::Builder::new().spawn(tells_heads).map(thread::JoinHandle::join);
+        let is_so = matches!(tried, Ok(Ok(true)));
+        HEADS_ARE_BOUNDED.store(is_so, Ordering::Relaxed);
+        is_so
+    })
+}
+
 /// Whether some thread holds more than any honest head has.
-pub(crate) fn is_anybody_sleeping() -> bool {
+pub(super) fn is_anybody_sleeping() -> bool {
     SLEEPING.load(Ordering::Relaxed) > 0
 }
 
-/// Counts a block that grows from one size to another, 0 for none; sleeps if that is too much.
+/// How many heads beyond ASCII there were in this process. The threads of the last ones wait for `see_heads`.
+pub(crate) fn not_ascii_heads() -> u64 {
+    NOT_ASCII_HEADS.load(Ordering::Relaxed)
+}
+
+/// Lets threads go on that had read a head beyond ASCII, up to that count.
+pub(super) fn see_heads(count: u64) {
+    SEEN_HEADS.fetch_max(count, Ordering::Relaxed);
+}
+
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn is_named_tiny_http() -> bool {
+    let mut name = [0u8; 16];
+    // SAFETY: PR_GET_NAME writes at most 16 bytes, the last of them a zero.
+    let done = unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    done == 0 && name.split(|byte| *byte == 0).next() == Some(TINY_HTTP.as_bytes())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_named_tiny_http() -> bool {
+    false
+}
+
+/// Counts a stranger's block that grows from one size to another, 0 for none; sleeps if that is too much.
 fn count(align: usize, from: usize, to: usize) {
-    if is_trusted() {
-        return;
-    }
     if align != TEXT_ALIGN {
         if align >= CHANNEL_ALIGN {
             begin_head();
         }
         return;
     }
-    let held = HELD.get().saturating_sub(from) + to + if from == 0 { EACH } else { 0 };
+    let held = HELD.get().saturating_sub(from) + to + if from == 0 { BLOCK_OVERHEAD } else { 0 };
     HELD.set(held);
-    while held > ALLOWED.get() && to > from {
+    while held > ALLOWED.get() && to > from && HEADS_ARE_BOUNDED.load(Ordering::Relaxed) {
         SLEEPING.fetch_add(1, Ordering::Relaxed);
         thread::sleep(PAUSE);
         SLEEPING.fetch_sub(1, Ordering::Relaxed);
@@ -128,30 +195,73 @@ fn begin_head() {
     ALLOWED.set(LARGE);
 }
 
-// SAFETY: each call goes to the system's allocator as it came. An allocator may take its time; it must not unwind, and
-// neither using constant thread-locals nor sleeping does.
+fn could_be_not_ascii(layout: Layout) -> bool {
+    layout.align() == TEXT_ALIGN && layout.size() == NOT_ASCII.len()
+}
+
+/// Looks at a stranger's block before it is freed, and waits for the keeper where it says that a head was not ASCII:
+/// the connection is closed as soon as this returns.
+#[allow(unsafe_code)]
+fn read_message(block: *mut u8, layout: Layout) {
+    if !could_be_not_ascii(layout) || MESSAGE.replace(ptr::null_mut()) != block {
+        return;
+    }
+    // SAFETY: `alloc` zeroed this block of just that size, and it was not moved since; so it is initialised, and the
+    // caller, who frees it, holds no reference into it.
+    let text = unsafe { std::slice::from_raw_parts(block, NOT_ASCII.len()) };
+    if text == NOT_ASCII {
+        let number = NOT_ASCII_HEADS.fetch_add(1, Ordering::Relaxed) + 1;
+        for _ in 0..UNSEEN_LOOKS {
+            if SEEN_HEADS.load(Ordering::Relaxed) >= number {
+                return;
+            }
+            thread::sleep(UNSEEN);
+        }
+    }
+}
+
+// SAFETY: each call goes to the system's allocator as it came, but that some blocks are zeroed. An allocator may take
+// its time; it must not unwind, and neither using constant thread-locals nor sleeping does.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for PatientAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if !is_for_stranger() {
+            // SAFETY: the caller's promise is the system's.
+            return unsafe { System.alloc(layout) };
+        }
         count(layout.align(), 0, layout.size());
+        if could_be_not_ascii(layout) {
+            // SAFETY: the caller's promise is the system's.
+            let block = unsafe { System.alloc_zeroed(layout) };
+            MESSAGE.set(block);
+            return block;
+        }
         // SAFETY: the caller's promise is the system's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.align(), 0, layout.size());
+        if is_for_stranger() {
+            count(layout.align(), 0, layout.size());
+        }
         // SAFETY: the caller's promise is the system's.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count(layout.align(), layout.size(), new_size);
+        if is_for_stranger() {
+            count(layout.align(), layout.size(), new_size);
+            MESSAGE.set(ptr::null_mut());
+        }
         // SAFETY: the caller's promise is the system's.
         unsafe { System.realloc(block, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(layout.align(), layout.size(), 0);
+        if is_for_stranger() {
+            count(layout.align(), layout.size(), 0);
+            read_message(block, layout);
+        }
         // SAFETY: the caller's promise is the system's.
         unsafe { System.dealloc(block, layout) }
     }

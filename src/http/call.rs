@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use percent_encoding::percent_decode_str;
 use tiny_http::{HTTPVersion, Header, Method, Request};
 
-use crate::http::allocator::distrusting;
+use crate::http::allocator::for_stranger;
 use crate::http::turn::Turn;
 
 /// What a body may take: a start, and more for each piece.
@@ -195,7 +195,7 @@ pub(crate) fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Resul
     let read = read_up_to(request.as_reader(), declared.unwrap_or(max + 1));
     if declared.is_none() && read.as_ref().is_ok_and(|body| body.len() > max) {
         // Closing before the rest has come would take our answer along.
-        distrusting(|| io::copy(&mut request.as_reader().take(DRAINED_BODY), &mut io::sink()).ok());
+        for_stranger(|| io::copy(&mut request.as_reader().take(DRAINED_BODY), &mut io::sink()).ok());
     }
     turn.set_body_deadline(None);
     let body = read.map_err(|error| Unfit::new(400, format!("the body cannot be read: {error}")))?;
@@ -220,7 +220,7 @@ fn read_up_to(reader: &mut dyn Read, max: usize) -> io::Result<Vec<u8>> {
     while body.len() < max {
         let wanted = piece.len().min(max - body.len());
         // A chunk's size line that never ends is read into memory on this thread.
-        match distrusting(|| reader.read(&mut piece[..wanted])) {
+        match for_stranger(|| reader.read(&mut piece[..wanted])) {
             Ok(0) => break,
             Ok(count) => body.extend_from_slice(&piece[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,12 +1,12 @@
 //! tiny_http, kept alive: it accepts connections and reads requests, and this makes it go on whatever happens to it.
 //!
-//! `server` gives it a handler; it calls the handler for each request, one at a time and in order for each
-//! connection, many at a time over all. What tiny_http does to a server like ours is cured here, in `connection` and
-//! in `socket`; nothing else in the program knows of it. Paths in comments are those of tiny_http 0.12's `src`.
+//! Calls its handler for each request, one at a time and in order for each connection, many at a time over all. What
+//! tiny_http does to a server like ours is cured in this house; nothing else in the program knows of it. Paths in
+//! comments are those of tiny_http 0.12's `src`.
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::Request;
 
-use crate::http::allocator;
-use crate::http::socket::{is_listening, stop_listening};
-use crate::http::turn::{Begun, Connections, Patience, Turn};
+use crate::http::allocator::{self, TINY_HTTP};
+use crate::http::keeper::Keeper;
+use crate::http::socket::{Sockets, stop_listening};
+use crate::http::turn::{Begun, Patience, Table, Turn};
 use crate::lock::lock;
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -33,26 +34,15 @@ const WAITING_THREADS: usize = 2;
 const WAIT: Duration = Duration::from_secs(2);
 const WAIT_OF_MANY: Duration = Duration::from_millis(100);
 
-/// How often the keeper looks after tiny_http, and after connections.
-const KEEP: Duration = Duration::from_millis(500);
-const REAP: Duration = Duration::from_secs(2);
+/// How often a stopping listener lets a thread look up.
+const STOP: Duration = Duration::from_millis(50);
 
 /// Descriptors and threads that must be free before a new tiny_http is made, or it would end at once. Its own threads
 /// are five, and live on for 5 s when it ends (`util/task_pool.rs:103`).
 const SPARE: usize = 8;
 
-/// Pokes at once, for connections that nobody reads: each keeps a thread for 5 s.
-const MAX_POKES: usize = 32;
-
-/// When so many connections have gone at once, their memory goes back to the system.
-const CROWD: usize = 32;
-
-/// So many times, with `REAP` between: tiny_http's threads end 5 s after their last connection, with memory of their
-/// own (`util/task_pool.rs:103`).
-const TRIMS: usize = 5;
-
-/// How often the queues of tiny_http servers that were replaced are looked at.
-const RETIRED: Duration = Duration::from_millis(10);
+/// A replaced tiny_http gets no request for so long beyond the time of an idle connection, and is let go.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// What the sockets of a listener inherit.
 #[derive(Clone)]
@@ -70,42 +60,49 @@ pub(crate) type Handler = dyn Fn(Turn, Request) -> Option<Turn> + Send + Sync;
 /// A listener at work. It stops when told to, and not on drop.
 pub(crate) struct Listener {
     shared: Arc<Shared>,
-    keeper: JoinHandle<()>,
+    keeper: Option<JoinHandle<()>>,
 }
 
-struct Shared {
-    address: SocketAddr,
+pub(super) struct Shared {
+    pub address: SocketAddr,
     /// Ours, and the one that new tiny_http servers are made of.
     listening: TcpListener,
-    connections: Arc<Connections>,
-    current: Mutex<Arc<Accepting>>,
-    /// Replaced, but their connections may still send requests, which arrive in their queues.
-    retired: Mutex<Vec<Arc<Accepting>>>,
+    pub table: Arc<Table>,
+    /// How long the kernel keeps a silent connection to itself.
+    pub deferred: Duration,
+    current: Mutex<Arc<Intake>>,
     handler: Box<Handler>,
-    pokes: Sender<()>,
-    /// Threads for requests, how many there may be, and how many of them wait.
+    /// Wakes the keeper.
+    bell: Sender<()>,
+    /// Threads for requests, and how many there may be.
     threads: AtomicUsize,
     max_threads: usize,
-    waiting: AtomicUsize,
     thread_ended: (Mutex<()>, Condvar),
     stopping: AtomicBool,
-    log: Log,
-    metrics: Arc<Metrics>,
+    pub log: Log,
+    pub metrics: Arc<Metrics>,
 }
 
-/// A tiny_http server.
-struct Accepting {
+/// A tiny_http server, with the threads that wait for its requests.
+pub(super) struct Intake {
     http: tiny_http::Server,
     /// What its accept thread listens on, for as long as that thread lives.
     descriptor: RawFd,
     /// Held while a request is taken from the queue and placed; who waits for it waits for requests.
     order: Mutex<()>,
+    /// Threads that wait.
+    waiting: AtomicUsize,
     last_request: Mutex<Instant>,
+    /// Another one accepts by now. Connections of this one may still send requests, which arrive in its queue.
+    is_replaced: AtomicBool,
 }
 
 impl Listener {
     /// A listener that accepts at one of these addresses and hands each request to `handler`, in `max_threads`
     /// threads at most.
+    ///
+    /// # Errors
+    /// The address cannot be had, or there is no thread. Nothing is left behind then.
     pub fn start(
         addresses: &[SocketAddr],
         options: &SocketOptions,
@@ -115,34 +112,49 @@ impl Listener {
         metrics: Arc<Metrics>,
         handler: Box<Handler>,
     ) -> io::Result<Listener> {
-        let listening = listen(addresses, options)?;
+        let deferred = deferral(patience.head);
+        let listening = listen(addresses, options, deferred)?;
         let address = listening.local_addr()?;
-        let (pokes, asked) = bounded(16);
-        let current = Mutex::new(Arc::new(accept_on(&listening)?));
+        let table = Arc::new(Table::new(address, patience, Arc::clone(&metrics))?);
+        let (bell, rung) = bounded(1);
+        let (intake, heads_are_bounded) = Intake::start(&listening)?;
+        if !heads_are_bounded {
+            log.line(|| "heads are not bounded: tiny_http's threads cannot be told from others here".into());
+        }
         let shared = Arc::new(Shared {
             address,
             listening,
-            connections: Arc::new(Connections::new(address, patience, Arc::clone(&metrics))),
-            current,
-            retired: Mutex::default(),
+            table,
+            deferred,
+            current: Mutex::new(Arc::new(intake)),
             handler,
-            pokes,
+            bell,
             threads: AtomicUsize::new(0),
             max_threads,
-            waiting: AtomicUsize::new(0),
             thread_ended: (Mutex::new(()), Condvar::new()),
             stopping: AtomicBool::new(false),
             log,
             metrics,
         });
-        for _ in 0..WAITING_THREADS {
-            shared.spawn_waiting()?;
+        let mut listener = Listener { shared, keeper: None };
+        match listener.start_threads(rung) {
+            Ok(()) => Ok(listener),
+            Err(error) => {
+                listener.stop(Instant::now() + WAIT);
+                Err(error)
+            }
         }
-        let keeper = {
-            let shared = Arc::clone(&shared);
-            thread::Builder::new().name("keeper".into()).spawn(move || shared.keep(&asked))?
-        };
-        Ok(Listener { shared, keeper })
+    }
+
+    fn start_threads(&mut self, rung: Receiver<()>) -> io::Result<()> {
+        let intake = self.shared.current();
+        for _ in 0..WAITING_THREADS {
+            self.shared.spawn_waiting(&intake)?;
+        }
+        let keeper = Keeper::new(Arc::clone(&self.shared));
+        let keeper = thread::Builder::new().name("keeper".into()).spawn(move || keeper.run(&rung))?;
+        self.keeper = Some(keeper);
+        Ok(())
     }
 
     /// Where it listens; the port is the one that was found if none was asked for.
@@ -155,9 +167,8 @@ impl Listener {
         let shared = self.shared;
         shared.stopping.store(true, Ordering::Release);
         stop_listening(&shared.listening);
-        // The keeper, too, looks up.
-        shared.pokes.try_send(()).ok();
-        let current = Arc::clone(&lock(&shared.current));
+        shared.ring();
+        let current = shared.current();
         let (ended, changed) = &shared.thread_ended;
         let mut guard = lock(ended);
         while shared.threads.load(Ordering::Acquire) > 0 {
@@ -167,61 +178,63 @@ impl Listener {
             if left.is_zero() {
                 break;
             }
-            guard =
-                changed.wait_timeout(guard, left.min(KEEP / 10)).unwrap_or_else(PoisonError::into_inner).0;
+            guard = changed.wait_timeout(guard, left.min(STOP)).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(guard);
-        shared.connections.close_all();
-        self.keeper.join().ok();
+        shared.table.close_all();
+        if let Some(keeper) = self.keeper {
+            keeper.join().ok();
+        }
     }
 }
 
 impl Shared {
-    fn is_stopping(&self) -> bool {
+    pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
+    /// The tiny_http that accepts.
+    pub fn current(&self) -> Arc<Intake> {
+        Arc::clone(&lock(&self.current))
+    }
+
+    fn ring(&self) {
+        // Full: it rings already.
+        self.bell.try_send(()).ok();
+    }
+
     /// Starts a thread that waits for requests, unless there are too many.
-    fn spawn_waiting(self: &Arc<Self>) -> io::Result<()> {
+    pub fn spawn_waiting(self: &Arc<Self>, intake: &Arc<Intake>) -> io::Result<()> {
         if self.threads.fetch_add(1, Ordering::AcqRel) >= self.max_threads {
             self.threads.fetch_sub(1, Ordering::AcqRel);
             return Ok(());
         }
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        let shared = Arc::clone(self);
+        intake.waiting.fetch_add(1, Ordering::AcqRel);
+        let (shared, its_intake) = (Arc::clone(self), Arc::clone(intake));
         let spawned = thread::Builder::new().name("request".into()).spawn(move || {
-            allocator::trust_this_thread();
-            shared.wait_for_requests();
+            shared.wait_for_requests(&its_intake);
+            // The last one lets go of tiny_http.
+            drop(its_intake);
             shared.threads.fetch_sub(1, Ordering::AcqRel);
             let _guard = lock(&shared.thread_ended.0);
             shared.thread_ended.1.notify_all();
         });
         if spawned.is_err() {
-            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            intake.waiting.fetch_sub(1, Ordering::AcqRel);
             self.threads.fetch_sub(1, Ordering::AcqRel);
         }
         spawned.map(drop)
     }
 
     /// Takes requests until there is nothing to wait for. `waiting` counts this thread when it comes in.
-    fn wait_for_requests(self: &Arc<Self>) {
-        while !self.is_stopping() {
-            let server = Arc::clone(&lock(&self.current));
-            let begun = {
-                // Taken and placed in one step: two requests of one connection must not overtake each other.
-                let _order = lock(&server.order);
-                let too_many = self.waiting.load(Ordering::Acquire) > WAITING_THREADS;
-                let wait = if too_many { WAIT_OF_MANY } else { WAIT };
-                server
-                    .http
-                    .recv_timeout(wait)
-                    .map(|request| request.map(|request| self.begin(&server, request)))
-            };
-            let others = self.waiting.fetch_sub(1, Ordering::AcqRel) - 1;
-            match begun {
+    fn wait_for_requests(self: &Arc<Self>, intake: &Arc<Intake>) {
+        while !self.is_stopping() && !intake.is_quiet(self.table.patience.idle) {
+            let taken = intake.take(|request| self.begin(intake, request));
+            let others = intake.waiting.fetch_sub(1, Ordering::AcqRel) - 1;
+            match taken {
                 Ok(Some(begun)) => {
                     if others == 0
-                        && let Err(error) = self.spawn_waiting()
+                        && let Err(error) = self.spawn_waiting(intake)
                     {
                         self.log.line(|| format!("no thread for requests: {error}"));
                     }
@@ -233,22 +246,22 @@ impl Shared {
                 Ok(None) if others >= WAITING_THREADS => return,
                 Ok(None) => {}
             }
-            self.waiting.fetch_add(1, Ordering::AcqRel);
+            intake.waiting.fetch_add(1, Ordering::AcqRel);
         }
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        intake.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn begin(&self, server: &Accepting, request: Request) -> Begun {
-        *lock(&server.last_request) = Instant::now();
+    fn begin(&self, intake: &Intake, request: Request) -> Begun {
+        *lock(&intake.last_request) = Instant::now();
         self.metrics.requests.add(1);
-        self.connections.begin(request)
+        self.table.begin(request)
     }
 
     fn serve(&self, begun: Begun) {
         match begun {
             Begun::Turn { request, turn, is_first } => {
                 if is_first {
-                    self.pokes.try_send(()).ok();
+                    self.ring();
                 }
                 // A panic is a fault of ours; the thread has others to serve.
                 let answered = catch_unwind(AssertUnwindSafe(|| {
@@ -261,83 +274,26 @@ impl Shared {
                     self.log.line(|| "a request was not answered: our own fault, see above".into());
                 }
             }
-            Begun::Parked { too_many } => {
-                if let Some(connection) = too_many {
-                    self.connections.cut(&connection);
-                }
-            }
-            Begun::AfterTheEnd(request) => self.connections.drop_late(request),
+            Begun::Parked => {}
+            Begun::TooMany(connection) => self.table.close_asking_too_much(&connection),
+            Begun::Late(request) => self.table.answer_late(request),
         }
-    }
-
-    /// The keeper thread: pokes tiny_http, replaces it when it has stopped accepting, and cuts what takes too long.
-    fn keep(self: &Arc<Self>, asked: &Receiver<()>) {
-        allocator::trust_this_thread();
-        let mut reap_at = Instant::now() + REAP;
-        let mut trims_left = 0;
-        loop {
-            match asked.recv_timeout(KEEP) {
-                _ if self.is_stopping() => return,
-                // A poke wakes one of tiny_http's threads, which then lives for 5 s more: those that a crowd has left must
-                // be let go.
-                Err(RecvTimeoutError::Timeout) if trims_left > 0 => {}
-                Ok(()) | Err(RecvTimeoutError::Timeout) => self.poke(),
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            let now = Instant::now();
-            let current = Arc::clone(&lock(&self.current));
-            let has_ended = !is_listening(current.descriptor, self.address);
-            if has_ended && !self.is_stopping() && self.has_spare() {
-                self.replace(&current);
-            }
-            let all_busy = self.waiting.load(Ordering::Acquire) == 0;
-            if all_busy {
-                // The last one may not have been able to start another.
-                self.spawn_waiting().ok();
-            }
-            if now >= reap_at {
-                let reaped = self.connections.reap(all_busy);
-                if reaped.gone > CROWD {
-                    trims_left = TRIMS;
-                }
-                if trims_left > 0 {
-                    trims_left -= 1;
-                    allocator::return_memory();
-                }
-                // Workers that tiny_http has locked up for good free nobody, and one each half second is few.
-                for _ in 0..reaped.stranded.min(MAX_POKES) {
-                    self.poke();
-                }
-                reap_at = now + REAP;
-            }
-        }
-    }
-
-    /// A connection that ends at once. tiny_http can queue a connection behind busy workers (`util/task_pool.rs:69`),
-    /// where it would wait for as long as they are; the worker that takes this one goes on to that one.
-    fn poke(&self) {
-        let ip = match self.address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
-        };
-        TcpStream::connect_timeout(&SocketAddr::new(ip, self.address.port()), KEEP).ok();
     }
 
     /// A new tiny_http on the same socket. Its accept thread ends for good on any error (lib.rs:275) and panics
     /// when it is out of descriptors or threads (`util/refined_tcp_stream.rs:18`), and closes its listener either way.
-    fn replace(self: &Arc<Self>, old: &Arc<Accepting>) {
-        // It panics if it cannot start its accept thread (lib.rs:207).
-        let new = catch_unwind(AssertUnwindSafe(|| accept_on(&self.listening)));
-        match new.unwrap_or_else(|_| Err(io::Error::other("no thread"))) {
-            Ok(new) => {
+    pub fn replace(self: &Arc<Self>, old: &Intake) {
+        match Intake::start(&self.listening) {
+            Ok((new, _)) => {
                 *lock(&self.current) = Arc::new(new);
-                for _ in 0..self.threads.load(Ordering::Acquire) {
-                    old.http.unblock();
-                }
+                old.is_replaced.store(true, Ordering::Release);
                 self.metrics.rebuilt_listeners.add(1);
                 self.log.line(|| "tiny_http had stopped accepting; it accepts again".into());
-                self.retire(Arc::clone(old));
+                let intake = self.current();
+                for _ in 0..WAITING_THREADS {
+                    // Without one, the keeper tries again.
+                    self.spawn_waiting(&intake).ok();
+                }
             }
             Err(error) => {
                 self.log.line(|| format!("tiny_http has stopped accepting and does not start: {error}"));
@@ -345,7 +301,8 @@ impl Shared {
         }
     }
 
-    fn has_spare(&self) -> bool {
+    /// Whether a new tiny_http would have what it needs.
+    pub fn has_spare(&self) -> bool {
         let descriptors: io::Result<Vec<_>> = (0..SPARE).map(|_| self.listening.try_clone()).collect();
         let gate = Mutex::new(());
         let threads = thread::scope(|scope| {
@@ -358,81 +315,118 @@ impl Shared {
         });
         descriptors.is_ok() && threads
     }
+}
 
-    fn retire(self: &Arc<Self>, old: Arc<Accepting>) {
-        let mut retired = lock(&self.retired);
-        retired.push(old);
-        if retired.len() == 1 {
-            let shared = Arc::clone(self);
-            let run = move || {
-                allocator::trust_this_thread();
-                shared.poll_retired();
-            };
-            thread::Builder::new().name("retired".into()).spawn(run).ok();
-        }
+impl Intake {
+    /// A tiny_http that accepts on a clone of the listener; and whether its heads are bounded.
+    fn start(listening: &TcpListener) -> io::Result<(Intake, bool)> {
+        let listener = listening.try_clone()?;
+        let descriptor = listener.as_raw_fd();
+        let start = || {
+            let heads_are_bounded = allocator::heads_are_bounded();
+            let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
+            Ok((http, heads_are_bounded))
+        };
+        // Its threads get their name from this one. It panics if it cannot start its accept thread (lib.rs:207).
+        let started = thread::Builder::new().name(TINY_HTTP.into()).spawn(start)?.join();
+        let (http, heads_are_bounded) = started.unwrap_or_else(|_| Err(io::Error::other("no thread")))?;
+        let intake = Intake {
+            http,
+            descriptor,
+            order: Mutex::new(()),
+            waiting: AtomicUsize::new(0),
+            last_request: Mutex::new(Instant::now()),
+            is_replaced: AtomicBool::new(false),
+        };
+        Ok((intake, heads_are_bounded))
     }
 
-    /// Takes the requests of replaced servers, until none of their connections can be alive.
-    fn poll_retired(self: &Arc<Self>) {
-        while !self.is_stopping() {
-            let servers = lock(&self.retired).clone();
-            for server in &servers {
-                let order = lock(&server.order);
-                let mut taken = Vec::new();
-                while let Ok(Some(request)) = server.http.try_recv() {
-                    taken.push(self.begin(server, request));
-                }
-                drop(order);
-                for begun in taken {
-                    let shared = Arc::clone(self);
-                    let serve = move || {
-                        allocator::trust_this_thread();
-                        shared.serve(begun);
-                    };
-                    // Without a thread the request is dropped, which answers it with 500 (request.rs:463).
-                    thread::Builder::new().name("request".into()).spawn(serve).ok();
-                }
-            }
-            let mut retired = lock(&self.retired);
-            let patience = self.connections.patience().idle + 5 * REAP;
-            retired.retain(|server| lock(&server.last_request).elapsed() < patience);
-            if retired.is_empty() {
-                return;
-            }
-            drop(retired);
-            thread::sleep(RETIRED);
-        }
+    /// Takes a request and places it, in one step: two requests of one connection must not overtake each other.
+    fn take(&self, place: impl FnOnce(Request) -> Begun) -> io::Result<Option<Begun>> {
+        let _order = lock(&self.order);
+        let is_many = self.waiting.load(Ordering::Acquire) > WAITING_THREADS;
+        let looks_up_often = is_many || self.is_replaced.load(Ordering::Acquire);
+        let request = self.http.recv_timeout(if looks_up_often { WAIT_OF_MANY } else { WAIT })?;
+        Ok(request.map(place))
+    }
+
+    /// Whether nobody waits for its requests.
+    pub fn is_busy(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether its accept thread lives.
+    pub fn is_accepting(&self, sockets: &Sockets, address: SocketAddr) -> bool {
+        sockets.is_listening(self.descriptor, address)
+    }
+
+    /// Whether it was replaced, and none of its connections can be alive.
+    fn is_quiet(&self, idle: Duration) -> bool {
+        self.is_replaced.load(Ordering::Acquire) && lock(&self.last_request).elapsed() > idle + QUIET
     }
 }
 
+/// How long the kernel keeps a silent connection to itself: it doubles the time between its tries, from one second on.
+fn deferral(head: Duration) -> Duration {
+    let steps = [7, 3, 1, 0].map(Duration::from_secs);
+    let fits = |step: &Duration| cfg!(target_os = "linux") && *step <= head;
+    steps.into_iter().find(fits).unwrap_or_default()
+}
+
+/// Has the kernel keep connections to itself until they say something, or for that long.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn defer_accept(socket: &Socket, deferred: Duration) -> io::Result<()> {
+    let seconds = deferred.as_secs() as libc::c_int;
+    let (place, length) = ((&raw const seconds).cast(), size_of_val(&seconds) as libc::socklen_t);
+    let option = libc::TCP_DEFER_ACCEPT;
+    // SAFETY: the descriptor is open, and the option is one int.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, place, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn defer_accept(_socket: &Socket, _deferred: Duration) -> io::Result<()> {
+    Ok(())
+}
+
 /// A listening socket. On Linux the sockets that it accepts inherit its options.
-fn listen(addresses: &[SocketAddr], options: &SocketOptions) -> io::Result<TcpListener> {
+fn listen(addresses: &[SocketAddr], options: &SocketOptions, deferred: Duration) -> io::Result<TcpListener> {
+    let mut failed = ErrorKind::AddrNotAvailable.into();
+    for address in addresses {
+        match listen_at(*address, options, deferred) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn listen_at(address: SocketAddr, options: &SocketOptions, deferred: Duration) -> io::Result<TcpListener> {
     /// Connections that wait to be accepted; the kernel takes less where its own bound is lower.
     const BACKLOG: i32 = 4_096;
     /// What a peer may have sent that nobody has read: enough for a body, and a bound for a header without end.
     const RECEIVE_BUFFER: usize = 256 << 10;
     /// What a write may wait on a socket that could not be made non-blocking.
     const SEND_TIMEOUT: Duration = Duration::from_millis(10);
-    let mut failed = ErrorKind::AddrNotAvailable.into();
-    for address in addresses {
-        let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        // Without it two equal runs differ by a factor of 3.7.
-        socket.set_tcp_nodelay(true)?;
-        socket.set_send_buffer_size(options.send_buffer)?;
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
-        // Not TCP_USER_TIMEOUT: it also ends connections of peers that read all the time, but slowly and through a
-        // small window (Linux, tcp_timer.c: the probe timer).
-        let probe =
-            TcpKeepalive::new().with_time(options.unacknowledged).with_interval(options.unacknowledged / 4);
-        socket.set_tcp_keepalive(&probe)?;
-        match socket.bind(&(*address).into()).and_then(|()| socket.listen(BACKLOG)) {
-            Ok(()) => return Ok(socket.into()),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    // Without it two equal runs differ by a factor of 3.7.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_send_buffer_size(options.send_buffer)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+    // Not TCP_USER_TIMEOUT: it also ends connections of peers that read all the time, but slowly and through a
+    // small window (Linux, tcp_timer.c: the probe timer).
+    let probe =
+        TcpKeepalive::new().with_time(options.unacknowledged).with_interval(options.unacknowledged / 4);
+    socket.set_tcp_keepalive(&probe)?;
+    defer_accept(&socket, deferred)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Holds a port that nobody listens at until it is dropped: connecting is refused, and nobody else is given the port,
@@ -444,24 +438,17 @@ pub(crate) fn hold(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A tiny_http server that accepts on a clone of the listener.
-fn accept_on(listening: &TcpListener) -> io::Result<Accepting> {
-    let listener = listening.try_clone()?;
-    let descriptor = listener.as_raw_fd();
-    let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-    Ok(Accepting { http, descriptor, order: Mutex::new(()), last_request: Mutex::new(Instant::now()) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use socket2::SockRef;
+    use std::net::TcpStream;
 
     #[test]
     fn accepted_sockets_inherit_the_listeners_options() {
         let unacknowledged = Duration::from_secs(20);
         let options = SocketOptions { send_buffer: 64 << 10, unacknowledged };
-        let listener = listen(&[SocketAddr::from(([127, 0, 0, 1], 0))], &options).unwrap();
+        let listener = listen(&[SocketAddr::from(([127, 0, 0, 1], 0))], &options, Duration::ZERO).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let socket = SockRef::from(&accepted);

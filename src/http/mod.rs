@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod answer;
 pub mod call;
+mod keeper;
 pub mod listener;
-pub mod socket;
+mod socket;
 pub mod turn;

@@ -1,27 +1,25 @@
 //! The sockets that tiny_http hides.
 //!
 //! tiny_http shows no socket, but its descriptors are this process's own: the one whose peer is the request's is
-//! found among them. `listener` uses it to end reading threads, to make a stream's socket non-blocking, and to close
-//! what tiny_http would keep open. The one rule: a descriptor is duplicated first, compared on the duplicate, and
-//! acted on through the duplicate, so it does not matter if tiny_http closes it and the number is used again.
+//! found among them. The one rule: a descriptor is copied first, compared on the copy, and acted on through the copy,
+//! so it does not matter if tiny_http closes it and the number is used again.
 
 use std::collections::HashMap;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
-use socket2::{SockAddr, SockRef};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::lock::lock;
 
 /// Tells a socket from every other, also from one with the same peer, and says where it was found.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Identity {
+pub(super) struct Identity {
     /// The kernel's number for it, which no other socket ever gets.
     cookie: u64,
     /// tiny_http has two descriptors for each connection that it reads; the same one twice where it has one.
@@ -43,117 +41,22 @@ impl Hash for Identity {
     }
 }
 
-impl Identity {
-    /// The socket itself, as long as tiny_http keeps it; also when its connection has ended.
-    pub fn open(&self) -> Option<Socket> {
-        let is_it = |socket: &OwnedFd| cookie_of(socket.as_raw_fd()) == Some(self.cookie);
-        self.descriptors.iter().find_map(|descriptor| duplicate(*descriptor).filter(is_it)).map(Socket)
-    }
-
-    /// Ends both directions, if it is open.
-    pub fn close(&self) {
-        if let Some(socket) = self.open() {
-            socket.close();
-        }
-    }
-
-    /// Ends both directions, and throws away what tiny_http has not read yet.
-    pub fn cut(&self) {
-        if let Some(socket) = self.open() {
-            socket.close();
-            socket.discard();
-        }
-    }
-}
-
-/// A connection's socket. Acting on it acts on tiny_http's, for the two share it; dropping it changes nothing.
-pub(crate) struct Socket(OwnedFd);
-
-impl Socket {
-    /// Ends tiny_http's reading thread for this connection, and with it one of its two descriptors.
-    pub fn shut_read(&self) {
-        SockRef::from(&self.0).shutdown(Shutdown::Read).ok();
-    }
-
-    /// Ends both directions; what was written before still arrives.
-    pub fn close(&self) {
-        SockRef::from(&self.0).shutdown(Shutdown::Both).ok();
-    }
-
-    /// Throws away what was received and not read. When both directions are shut nothing more is received.
-    fn discard(&self) {
-        let mut piece = [MaybeUninit::uninit(); 16 << 10];
-        let receive =
-            |piece: &mut [_]| SockRef::from(&self.0).recv_with_flags(piece, libc::MSG_DONTWAIT).unwrap_or(0);
-        while receive(&mut piece) > 0 {}
-    }
-
-    /// Makes writes through any descriptor of this socket return at once.
-    pub fn set_nonblocking(&self) {
-        SockRef::from(&self.0).set_nonblocking(true).ok();
-    }
-
-    /// Whether the peer has closed its side, or the connection is over.
-    #[cfg(target_os = "linux")]
-    pub fn has_ended(&self) -> bool {
-        const ESTABLISHED: u8 = 1;
-        self.info().is_none_or(|info| info.tcpi_state != ESTABLISHED)
-    }
-
-    /// How long ago the peer sent anything.
-    #[cfg(target_os = "linux")]
-    pub fn last_received(&self) -> Option<Duration> {
-        self.info().map(|info| Duration::from_millis(info.tcpi_last_data_recv.into()))
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    pub fn has_ended(&self) -> bool {
-        false
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    pub fn last_received(&self) -> Option<Duration> {
-        None
-    }
-
-    #[cfg(target_os = "linux")]
-    #[allow(unsafe_code)]
-    fn info(&self) -> Option<libc::tcp_info> {
-        // SAFETY: tcp_info is plain numbers, for which zeros are a value.
-        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-        let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-        let descriptor = self.0.as_raw_fd();
-        let place = (&raw mut info).cast();
-        // SAFETY: the descriptor is open, and the kernel writes no more than `length` bytes to the place.
-        let done = unsafe {
-            libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length)
-        };
-        (done == 0).then_some(info)
-    }
-
-    /// Bytes that were written and not acknowledged by the peer.
-    pub fn unacknowledged(&self) -> Option<u64> {
-        self.queued(libc::TIOCOUTQ)
-    }
-
-    /// Bytes that were received and not read by tiny_http.
-    pub fn unread(&self) -> Option<u64> {
-        self.queued(libc::FIONREAD)
-    }
-
-    #[allow(unsafe_code)]
-    fn queued(&self, which: libc::Ioctl) -> Option<u64> {
-        let mut count: libc::c_int = 0;
-        // SAFETY: the descriptor is open, for `self` owns it; both requests write one int to where they are told.
-        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), which, &raw mut count) };
-        (done == 0).then_some(count as u64)
-    }
+/// What the kernel says of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// Bytes that came from the peer.
+    pub received: u64,
+    /// Those of them that tiny_http has not read.
+    pub unread: u64,
+    /// Neither side has closed it.
+    pub is_open: bool,
 }
 
 /// The connections that came in through one listener. Without cookies, which Linux alone has, it finds none.
-pub(crate) struct Sockets {
+pub(super) struct Sockets {
     port: u16,
     known: Mutex<Known>,
+    hand: Mutex<Hand>,
 }
 
 /// What is known of descriptors. Only ever a hint: see the rule above.
@@ -161,13 +64,20 @@ pub(crate) struct Sockets {
 struct Known {
     /// Found when all descriptors were looked at last.
     by_peer: HashMap<SocketAddr, Vec<RawFd>>,
-    /// Streams of which two descriptors were open when last looked at.
-    unsettled: Vec<Identity>,
-    /// By number: the cookie of the stream that has this descriptor for as long as it is open, else 0. It need not be
-    /// looked at again until then.
-    pinned: Vec<u64>,
+    /// Streams of which two descriptors were open when last looked at: tiny_http's reading thread is about to close one.
+    two_open: Vec<Identity>,
+    /// For each descriptor, the cookie of the stream that owns it, or 0. It is passed over in searches.
+    owners: Vec<u64>,
     /// The highest descriptor that was open when all were looked at last.
     highest: RawFd,
+}
+
+/// A descriptor of ours that names one of tiny_http's sockets for a moment. It takes no new number, so that it can be
+/// used when descriptors are out.
+struct Hand {
+    holding: OwnedFd,
+    /// What it names in between.
+    nothing: OwnedFd,
 }
 
 /// So many closed descriptors in a row mean that no new connection has a higher one: the lowest free one is taken. An
@@ -176,62 +86,127 @@ const CLOSED_IN_A_ROW: usize = 64;
 
 impl Sockets {
     /// The sockets of connections to the listener at `address`.
-    pub fn new(address: SocketAddr) -> Sockets {
-        Sockets { port: address.port(), known: Mutex::default() }
+    pub fn new(address: SocketAddr) -> io::Result<Sockets> {
+        Ok(Sockets { port: address.port(), known: Mutex::default(), hand: Mutex::new(Hand::new()?) })
     }
 
     /// The open connection from `peer`.
     pub fn find(&self, peer: SocketAddr) -> Option<Identity> {
-        let mut known = self.lock();
-        if let Some(identity) = self.identify(&known, peer) {
+        let (mut known, mut hand) = self.lock();
+        if let Some(identity) = self.identify(&known, &mut hand, peer) {
             return Some(identity);
         }
         // A burst is served by one look for all of it: the others find theirs above.
-        known.look_at(0.., true);
-        self.identify(&known, peer)
+        known.look_at(0.., true, &mut hand);
+        self.identify(&known, &mut hand, peer)
     }
 
     /// Whether the connection from `peer` is this one still, and not a later one from the same address.
     pub fn is_still(&self, identity: Identity, peer: SocketAddr) -> bool {
-        let is_it = |descriptor: &RawFd| {
-            peer_of(*descriptor) == Ok(Some(peer)) && cookie_of(*descriptor) == Some(identity.cookie)
-        };
-        // Two are the same connection, too, if there is no other.
-        identity.descriptors.iter().any(is_it) || self.find(peer).is_none_or(|found| found == identity)
+        let is_it = |socket: SockRef| peer_of(&socket) == Some(peer);
+        // Another descriptor is the same connection, too, if there is no other connection.
+        self.with(identity, is_it) == Some(true) || self.find(peer).is_none_or(|found| found == identity)
     }
 
-    /// Notes that a connection is a stream now: its descriptor will stay, and is passed over in searches.
-    pub fn pin(&self, identity: Identity) {
-        self.lock().unsettled.push(identity);
+    /// Makes a connection a stream's: ends tiny_http's reading thread, lets writes return at once, and passes it over
+    /// in searches from now on.
+    pub fn make_stream(&self, identity: Identity) {
+        self.with(identity, |socket| {
+            socket.shutdown(Shutdown::Read).ok();
+            socket.set_nonblocking(true).ok();
+        });
+        self.lock().0.two_open.push(identity);
     }
 
-    /// Notes that a stream is about to be closed.
-    pub fn unpin(&self, identity: Identity) {
-        let mut known = self.lock();
-        known.unsettled.retain(|unsettled| *unsettled != identity);
+    /// Closes a stream's connection. Its descriptors may be another's afterwards.
+    pub fn end_stream(&self, identity: Identity) {
+        self.close(identity);
+        let mut known = self.lock().0;
+        known.two_open.retain(|other| *other != identity);
         for descriptor in identity.descriptors {
-            if known.pin_of(descriptor) == identity.cookie {
-                known.set_pin(descriptor, 0);
+            if known.owner_of(descriptor) == identity.cookie {
+                known.set_owner(descriptor, 0);
             }
         }
     }
 
-    /// All open connections but streams.
-    pub fn connections(&self) -> Vec<(SocketAddr, Identity)> {
-        let mut known = self.lock();
-        known.look_at(open_descriptors(), false);
-        let ours = |peer: &SocketAddr| Some((*peer, self.identify(&known, *peer)?));
+    /// All open connections but streams. `is_thorough` finds those, too, that are above many closed descriptors.
+    pub fn connections(&self, is_thorough: bool) -> Vec<(SocketAddr, Identity)> {
+        let (mut known, mut hand) = self.lock();
+        if is_thorough {
+            known.look_at(open_descriptors(), false, &mut hand);
+        } else {
+            known.look_at(0.., true, &mut hand);
+        }
+        let ours = |peer: &SocketAddr| Some((*peer, self.identify(&known, &mut hand, *peer)?));
         known.by_peer.keys().filter_map(ours).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        lock(&self.known)
+    /// Reads nothing more: whoever waits for more of this connection finds its end.
+    pub fn shut_read(&self, identity: Identity) {
+        self.with(identity, |socket| socket.shutdown(Shutdown::Read).ok());
     }
 
-    fn identify(&self, known: &Known, peer: SocketAddr) -> Option<Identity> {
+    /// Ends both directions, if it is open; what was written before still arrives.
+    pub fn close(&self, identity: Identity) {
+        self.with(identity, |socket| socket.shutdown(Shutdown::Both).ok());
+    }
+
+    /// Ends both directions, and throws away what tiny_http has not read yet.
+    pub fn cut(&self, identity: Identity) {
+        self.with(identity, |socket| {
+            socket.shutdown(Shutdown::Both).ok();
+            let mut piece = [MaybeUninit::uninit(); 16 << 10];
+            // Nothing more is received when both directions are shut.
+            while socket.recv_with_flags(&mut piece, libc::MSG_DONTWAIT).is_ok_and(|count| count > 0) {}
+        });
+    }
+
+    /// Writes a short text past tiny_http's writer, on a connection whose requests tiny_http has given up.
+    pub fn send(&self, identity: Identity, text: &[u8]) {
+        self.with(identity, |socket| socket.send_with_flags(text, libc::MSG_DONTWAIT).ok());
+    }
+
+    /// What the kernel says; `None` if tiny_http has let go of it.
+    pub fn facts(&self, identity: Identity) -> Option<Facts> {
+        self.with(identity, |socket| facts_of(&socket))?
+    }
+
+    /// Bytes that were written and not acknowledged by the peer.
+    pub fn unacknowledged(&self, identity: Identity) -> Option<u64> {
+        self.with(identity, |socket| queued(&socket, libc::TIOCOUTQ))?
+    }
+
+    /// Whether the descriptor is a socket that listens at `address`.
+    pub fn is_listening(&self, descriptor: RawFd, address: SocketAddr) -> bool {
+        let mut hand = lock(&self.hand);
+        hand.with(descriptor, |socket| {
+            socket.is_listener().unwrap_or(false)
+                && socket.local_addr().is_ok_and(|local| local.as_socket() == Some(address))
+        })
+        .unwrap_or(false)
+    }
+
+    /// Does something with a socket, as long as tiny_http keeps it; also when its connection has ended.
+    fn with<T>(&self, identity: Identity, act: impl FnOnce(SockRef) -> T) -> Option<T> {
+        let mut act = Some(act);
+        let mut hand = lock(&self.hand);
+        identity.descriptors.into_iter().find_map(|descriptor| {
+            let is_it = |socket: &SockRef| cookie_of(socket) == Some(identity.cookie);
+            hand.with(descriptor, |socket| is_it(&socket).then(|| act.take().map(|act| act(socket))))?
+        })?
+    }
+
+    /// The hand comes last: whoever has it waits for nothing.
+    fn lock(&self) -> (MutexGuard<'_, Known>, MutexGuard<'_, Hand>) {
+        (lock(&self.known), lock(&self.hand))
+    }
+
+    fn identify(&self, known: &Known, hand: &mut Hand, peer: SocketAddr) -> Option<Identity> {
         let mut identity: Option<Identity> = None;
         for descriptor in known.by_peer.get(&peer)? {
-            match (self.cookie_from(*descriptor, peer), &mut identity) {
+            let cookie = hand.with(*descriptor, |socket| self.cookie_from(&socket, peer)).flatten();
+            match (cookie, &mut identity) {
                 (Some(cookie), None) => identity = Some(Identity { cookie, descriptors: [*descriptor; 2] }),
                 (Some(cookie), Some(same)) if cookie == same.cookie => same.descriptors[1] = *descriptor,
                 _ => {}
@@ -241,20 +216,17 @@ impl Sockets {
     }
 
     /// The cookie of a connection from `peer` to our listener.
-    fn cookie_from(&self, descriptor: RawFd, peer: SocketAddr) -> Option<u64> {
-        let socket = duplicate(descriptor)?;
-        let found = SockRef::from(&socket);
-        let same_peer = found.peer_addr().ok()?.as_socket() == Some(peer);
+    fn cookie_from(&self, socket: &SockRef, peer: SocketAddr) -> Option<u64> {
         // A test has both ends in one process: the other one's peer is our listener.
-        let our_port = found.local_addr().ok()?.as_socket()?.port() == self.port;
-        if same_peer && our_port { cookie_of(socket.as_raw_fd()) } else { None }
+        let is_ours = || socket.local_addr().ok()?.as_socket().map(|local| local.port() == self.port);
+        if peer_of(socket) == Some(peer) && is_ours() == Some(true) { cookie_of(socket) } else { None }
     }
 }
 
 impl Known {
     /// Finds the peer of each descriptor that is not a stream's, until many in a row are closed or the end.
-    fn look_at(&mut self, descriptors: impl IntoIterator<Item = RawFd>, stop_early: bool) {
-        self.settle();
+    fn look_at(&mut self, descriptors: impl IntoIterator<Item = RawFd>, stop_early: bool, hand: &mut Hand) {
+        self.note_closed_readers(hand);
         // Not cleared: a crowd's room would stay.
         self.by_peer = HashMap::new();
         if !stop_early {
@@ -262,129 +234,135 @@ impl Known {
         }
         let mut closed = 0;
         for descriptor in descriptors {
-            if self.pin_of(descriptor) != 0 {
-                closed = 0;
-                continue;
-            }
-            match peer_of(descriptor) {
-                Ok(Some(peer)) => {
-                    self.by_peer.entry(peer).or_default().push(descriptor);
-                    closed = 0;
-                }
-                Ok(None) => closed = 0,
-                Err(Closed) => closed += 1,
+            let is_stream = self.owner_of(descriptor) != 0;
+            let peer = if is_stream { Some(None) } else { hand.with(descriptor, |socket| peer_of(&socket)) };
+            closed = if peer.is_some() { 0 } else { closed + 1 };
+            if let Some(Some(peer)) = peer {
+                self.by_peer.entry(peer).or_default().push(descriptor);
             }
             if closed == 0 {
                 self.highest = self.highest.max(descriptor);
-            }
-            if stop_early && closed >= CLOSED_IN_A_ROW && descriptor > self.highest {
+            } else if stop_early && closed >= CLOSED_IN_A_ROW && descriptor > self.highest {
                 return;
             }
         }
     }
 
-    /// Pins the descriptors of streams whose reading side has ended since.
-    fn settle(&mut self) {
-        for identity in std::mem::take(&mut self.unsettled) {
-            let is_open = |descriptor: &RawFd| cookie_of(*descriptor) == Some(identity.cookie);
+    /// Notes the owner of each stream's descriptor that is left when its reading thread has ended.
+    fn note_closed_readers(&mut self, hand: &mut Hand) {
+        for identity in std::mem::take(&mut self.two_open) {
+            let mut is_open = |descriptor: RawFd| {
+                hand.with(descriptor, |socket| cookie_of(&socket) == Some(identity.cookie)) == Some(true)
+            };
             let [first, second] = identity.descriptors;
-            match (is_open(&first), is_open(&second)) {
-                (true, true) if first != second => self.unsettled.push(identity),
-                (true, _) => self.set_pin(first, identity.cookie),
-                (false, true) => self.set_pin(second, identity.cookie),
+            match (is_open(first), is_open(second)) {
+                (true, true) if first != second => self.two_open.push(identity),
+                (true, _) => self.set_owner(first, identity.cookie),
+                (false, true) => self.set_owner(second, identity.cookie),
                 (false, false) => {}
             }
         }
     }
 
-    fn pin_of(&self, descriptor: RawFd) -> u64 {
-        self.pinned.get(descriptor as usize).copied().unwrap_or(0)
+    fn owner_of(&self, descriptor: RawFd) -> u64 {
+        self.owners.get(descriptor as usize).copied().unwrap_or(0)
     }
 
-    fn set_pin(&mut self, descriptor: RawFd, cookie: u64) {
+    fn set_owner(&mut self, descriptor: RawFd, cookie: u64) {
         let index = descriptor as usize;
-        if self.pinned.len() <= index {
-            self.pinned.resize(index + 1, 0);
+        if self.owners.len() <= index {
+            self.owners.resize(index + 1, 0);
         }
-        self.pinned[index] = cookie;
+        self.owners[index] = cookie;
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Closed;
-
-/// The peer of a descriptor; `None` if it is open and no connected socket.
-#[allow(unsafe_code)]
-fn peer_of(descriptor: RawFd) -> Result<Option<SocketAddr>, Closed> {
-    let ask = |storage: *mut socket2::SockAddrStorage, length: *mut libc::socklen_t| {
-        // SAFETY: a number that is no open socket is an error, not undefined; the storage is as long as `length` says.
-        match unsafe { libc::getpeername(descriptor, storage.cast(), length) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    };
-    // SAFETY: getpeername fills in the storage and the length whenever it returns 0.
-    match unsafe { SockAddr::try_init(ask) } {
-        Ok(((), address)) => Ok(address.as_socket()),
-        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Err(Closed),
-        Err(_) => Ok(None),
+impl Hand {
+    fn new() -> io::Result<Hand> {
+        let nothing: OwnedFd = Socket::new(Domain::UNIX, Type::STREAM, None)?.into();
+        Ok(Hand { holding: nothing.try_clone()?, nothing })
     }
+
+    /// Does something with the socket that has this number; `None` if the number is not open. tiny_http may close its
+    /// own descriptor meanwhile: ours names the same socket until this returns.
+    fn with<T>(&mut self, descriptor: RawFd, act: impl FnOnce(SockRef) -> T) -> Option<T> {
+        // The hand itself is none of tiny_http's.
+        if descriptor == self.holding.as_raw_fd() || !self.take(descriptor) {
+            return None;
+        }
+        let result = act(SockRef::from(&self.holding));
+        self.take(self.nothing.as_raw_fd());
+        Some(result)
+    }
+
+    #[allow(unsafe_code)]
+    fn take(&mut self, descriptor: RawFd) -> bool {
+        let holding = self.holding.as_raw_fd();
+        // SAFETY: the number that changes its meaning is the hand's own, which nobody else uses while `self` is borrowed.
+        // The other may be any number; one that is not open is an error.
+        #[cfg(target_os = "linux")]
+        let taken = unsafe { libc::dup3(descriptor, holding, libc::O_CLOEXEC) };
+        // SAFETY: as above.
+        #[cfg(not(target_os = "linux"))]
+        let taken = unsafe { libc::dup2(descriptor, holding) };
+        taken >= 0
+    }
+}
+
+fn peer_of(socket: &SockRef) -> Option<SocketAddr> {
+    socket.peer_addr().ok()?.as_socket()
+}
+
+#[cfg(target_os = "linux")]
+fn cookie_of(socket: &SockRef) -> Option<u64> {
+    socket.cookie().ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cookie_of(_socket: &SockRef) -> Option<u64> {
+    None
 }
 
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
-fn cookie_of(descriptor: RawFd) -> Option<u64> {
-    let mut cookie = 0u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    let place = (&raw mut cookie).cast();
-    // SAFETY: a number that is no open socket is an error; the kernel writes no more than `length` bytes to the place.
-    let done =
-        unsafe { libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_COOKIE, place, &raw mut length) };
-    (done == 0).then_some(cookie)
+fn facts_of(socket: &SockRef) -> Option<Facts> {
+    /// The state of a connection that both sides use.
+    const ESTABLISHED: u8 = 1;
+    /// One whose peer has closed its side; the kernel counts the end as a byte.
+    const CLOSE_WAIT: u8 = 8;
+    /// Where the kernel's `tcp_info` has `tcpi_bytes_received`, since Linux 4.1; libc's is shorter.
+    const RECEIVED: usize = 128 / size_of::<u64>();
+    let mut info = [0u64; 32];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    let place = info.as_mut_ptr().cast();
+    // SAFETY: the descriptor is open, and the kernel writes no more than `length` bytes to the place.
+    let done = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length)
+    };
+    if done != 0 || (length as usize) < (RECEIVED + 1) * size_of::<u64>() {
+        return None;
+    }
+    let state = info[0].to_ne_bytes()[0];
+    let received = info[RECEIVED].saturating_sub(u64::from(state == CLOSE_WAIT));
+    Some(Facts { received, unread: queued(socket, libc::FIONREAD)?, is_open: state == ESTABLISHED })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn cookie_of(_descriptor: RawFd) -> Option<u64> {
+fn facts_of(_socket: &SockRef) -> Option<Facts> {
     None
 }
 
 #[allow(unsafe_code)]
-fn duplicate(descriptor: RawFd) -> Option<OwnedFd> {
-    // SAFETY: fcntl takes any number; one that is not open is an error.
-    let copy = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 0) };
-    // SAFETY: the kernel just made it for us, and nobody else knows of it.
-    (copy >= 0).then(|| unsafe { OwnedFd::from_raw_fd(copy) })
-}
-
-/// Whether the descriptor is a socket that listens at `address`.
-#[allow(unsafe_code)]
-pub(crate) fn is_listening(descriptor: RawFd, address: SocketAddr) -> bool {
-    let Some(socket) = duplicate(descriptor) else {
-        // Out of descriptors, or closed: EBADF is the one that says so.
-        return io::Error::last_os_error().raw_os_error() != Some(libc::EBADF);
-    };
-    let socket = SockRef::from(&socket);
-    let mut listens: libc::c_int = 0;
-    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the descriptor is open, and the option is one int.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ACCEPTCONN,
-            (&raw mut listens).cast(),
-            &raw mut length,
-        )
-    };
-    let same_address = socket.local_addr().is_ok_and(|local| local.as_socket() == Some(address));
-    done == 0 && listens != 0 && same_address
+fn queued(socket: &SockRef, which: libc::Ioctl) -> Option<u64> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the descriptor is open; both requests write one int to where they are told.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), which, &raw mut count) };
+    (done == 0).then_some(count as u64)
 }
 
 /// Ends `accept` in whatever thread waits in it, and refuses who comes later.
-#[allow(unsafe_code)]
-pub(crate) fn stop_listening(listener: &std::net::TcpListener) {
-    // SAFETY: the descriptor is open as long as the listener is borrowed.
-    unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) };
+pub(super) fn stop_listening(listener: &TcpListener) {
+    SockRef::from(listener).shutdown(Shutdown::Both).ok();
 }
 
 /// The numbers of all open descriptors, or of all that could be.
@@ -401,9 +379,21 @@ fn open_descriptors() -> Vec<RawFd> {
 }
 
 #[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 mod tests {
     use super::*;
-    use std::net::{TcpListener, TcpStream};
+    use std::io::Write;
+    use std::net::TcpStream;
+
+    fn accepted() -> (TcpListener, TcpStream, TcpStream, Sockets, Identity) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        let (accepted, peer) = listener.accept().unwrap();
+        let sockets = Sockets::new(address).unwrap();
+        let identity = sockets.find(peer).unwrap();
+        (listener, client, accepted, sockets, identity)
+    }
 
     #[test]
     fn a_connection_is_found_above_many_closed_descriptors() {
@@ -412,12 +402,37 @@ mod tests {
         let client = TcpStream::connect(address).unwrap();
         let others: Vec<TcpListener> = (0..400).map(|_| listener.try_clone().unwrap()).collect();
         let (_accepted, peer) = listener.accept().unwrap();
-        let sockets = Sockets::new(address);
-        // As the keeper does.
-        assert_eq!(sockets.connections().len(), 1);
+        let sockets = Sockets::new(address).unwrap();
+        // As the keeper does now and then.
+        assert_eq!(sockets.connections(true).len(), 1);
         drop(others);
-        sockets.lock().by_peer.clear();
+        sockets.lock().0.by_peer.clear();
         assert_eq!(client.local_addr().unwrap(), peer);
         assert!(sockets.find(peer).is_some());
+    }
+
+    #[test]
+    fn the_kernel_says_what_came_and_what_was_read() {
+        let (_listener, mut client, mut accepted, sockets, identity) = accepted();
+        let none = Facts { received: 0, unread: 0, is_open: true };
+        assert_eq!(sockets.facts(identity), Some(none));
+        client.write_all(b"12345").unwrap();
+        assert_eq!(sockets.facts(identity), Some(Facts { received: 5, unread: 5, is_open: true }));
+        io::Read::read_exact(&mut accepted, &mut [0; 2]).unwrap();
+        assert_eq!(sockets.facts(identity), Some(Facts { received: 5, unread: 3, is_open: true }));
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(sockets.facts(identity), Some(Facts { received: 5, unread: 3, is_open: false }));
+        drop(accepted);
+        assert_eq!(sockets.facts(identity), None);
+    }
+
+    #[test]
+    fn the_hand_holds_nothing_when_it_has_acted() {
+        let (_listener, client, accepted, sockets, identity) = accepted();
+        sockets.close(identity);
+        drop(accepted);
+        assert_eq!(sockets.facts(identity), None);
+        client.set_read_timeout(None).unwrap();
+        assert_eq!(io::Read::read(&mut &client, &mut [0]).unwrap(), 0);
     }
 }

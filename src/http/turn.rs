@@ -1,10 +1,10 @@
-//! Connections: whose turn it is to be answered, and who has taken too long.
+//! Turns: one request of a connection is answered at a time, in order, and those behind it wait here without a thread.
 //!
 //! tiny_http hands over requests, not connections; this keeps what belongs to one together. `listener` brings each
-//! request here, in the order it came; `server` gets it with a `Turn`. The one rule: one request of a connection is
-//! answered at a time, in order, and those behind it wait here without a thread.
+//! request here, in the order it came; `server` gets it with a [`Turn`]; `keeper` goes through the table and closes
+//! what takes too long. The one rule: whoever holds the turn writes, and nobody else.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 
 use tiny_http::{Header, Request, Response, ResponseBox};
 
-use crate::http::allocator::is_anybody_sleeping;
 use crate::http::call::has_body_to_come;
-use crate::http::socket::{Identity, Socket, Sockets};
+use crate::http::socket::{Identity, Sockets};
 use crate::hub::client::Wire;
 use crate::lock::lock;
 use crate::metrics::Metrics;
@@ -31,6 +30,10 @@ const REQUEST: usize = 1_024;
 /// What is read and thrown away behind a refusal, so that closing does not take it along.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// What tiny_http can be left to drop: it allocates what is unread of a body at once (`util/equal_reader.rs:61`), and
+/// when that fails, the process ends.
+const MAX_DROPPED_BODY: usize = 64 << 20;
+
 /// What a connection may take its time for.
 #[derive(Clone)]
 pub(crate) struct Patience {
@@ -42,255 +45,193 @@ pub(crate) struct Patience {
     pub slow: usize,
 }
 
-/// Every connection that has sent a request and may send more.
-pub(crate) struct Connections {
-    sockets: Sockets,
-    open: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
-    /// Since when a head has been on its way.
-    heads: Mutex<HashMap<Identity, Instant>>,
+/// Every open connection.
+pub(super) struct Table {
+    pub sockets: Sockets,
+    pub connections: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
+    pub patience: Patience,
     parked_bytes: AtomicUsize,
     slow: AtomicUsize,
-    /// Cut by the keeper, and not let go by tiny_http when last looked at.
-    cut: Mutex<HashSet<Identity>>,
-    patience: Patience,
     metrics: Arc<Metrics>,
 }
 
-struct Connection {
+/// One of them.
+pub(super) struct Connection {
     peer: SocketAddr,
-    /// `None` where the socket was not found: its connection has ended already, or descriptors are out.
-    identity: Option<Identity>,
-    state: Mutex<State>,
+    /// `None` where the socket was not found: its connection has ended already.
+    pub identity: Option<Identity>,
+    pub state: Mutex<State>,
 }
 
-struct State {
-    doing: Doing,
+pub(super) struct State {
+    pub doing: Doing,
+    /// Since when.
+    pub since: Instant,
+    /// What the keeper saw when it looked last.
+    pub seen: Seen,
     /// Requests that came meanwhile.
     parked: VecDeque<Parked>,
 }
 
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doing {
+    /// No request of it has come here yet.
+    Arriving,
+    /// It is between requests.
+    Idle,
+    /// A request is being answered. Its body has until then to arrive.
+    Answering { body_until: Option<Instant> },
+    /// A stream is open. What came behind it is not answered before it ends, and it ends with the connection.
+    Streaming,
+    /// We closed it. tiny_http may have read more requests by that time, and they are on their way here: a smuggled one
+    /// must not run.
+    Closed,
+}
+
+/// What the keeper remembers of a connection from one look to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// Bytes received when it had nothing to say, or was seen for the first time.
+    pub received: Option<u64>,
+    /// Since when a head has been on its way.
+    pub head_since: Option<Instant>,
+    /// The keeper has cut it, and counted that.
+    pub is_cut: bool,
+}
+
 enum Parked {
     Request(Request),
-    /// One that is not going to be answered, and of which the place in the order is left: dropped before its turn, it
-    /// would let tiny_http's own answer to the next one into the middle of this one's (`util/sequential.rs:161`).
-    Spent {
+    /// A request that will not be answered. Its writer stays as a placeholder, because tiny_http answers in order: dropped
+    /// before its turn, it would let the next answer into the middle of this connection's (`util/sequential.rs:161`).
+    Placeholder {
         _writer: Box<dyn Write + Send>,
     },
 }
 
 impl Parked {
-    /// Of a request whose body tiny_http reads only when it is dropped nothing can be thrown away.
-    fn spent(request: Request) -> Parked {
+    /// The placeholder of a request. A body that tiny_http reads only when the request is dropped keeps it whole.
+    fn placeholder(request: Request) -> Parked {
         if has_body_to_come(&request) {
             Parked::Request(request)
         } else {
-            Parked::Spent { _writer: request.into_writer() }
+            Parked::Placeholder { _writer: request.into_writer() }
         }
     }
 
     fn weight(&self) -> usize {
         match self {
             Parked::Request(request) => weight(request),
-            Parked::Spent { .. } => REQUEST,
+            Parked::Placeholder { .. } => REQUEST,
         }
     }
 }
 
-enum Doing {
-    /// Between requests, since.
-    Idle(Instant),
-    /// A request is being answered. Its body has until then to arrive.
-    Busy { body_until: Option<Instant> },
-    /// A stream is open. What came behind it is not answered before it ends, and it ends with the connection.
-    Streaming,
-    /// We closed it then. tiny_http may have read more requests by that time, and they are on their way here: a
-    /// smuggled one must not run.
-    Closed(Instant),
-}
-
-/// What the keeper found when it looked at all connections.
-pub(crate) struct Reaped {
-    /// Connections that have gone since the last time.
-    pub gone: usize,
-    /// Connections that have sent something which nobody has read.
-    pub stranded: usize,
-}
-
 /// What becomes of a request that was taken.
-pub(crate) enum Begun {
+pub(super) enum Begun {
     Turn {
         request: Request,
         turn: Turn,
         is_first: bool,
     },
-    /// It waits behind an earlier one of its connection, which has too many waiting or has not.
-    Parked {
-        too_many: Option<Turnless>,
-    },
+    /// It waits behind an earlier one of its connection.
+    Parked,
+    /// It waits as a placeholder, and its connection has asked for too much.
+    TooMany(Arc<Connection>),
     /// We closed its connection already.
-    AfterTheEnd(Request),
+    Late(Request),
 }
 
-/// A connection somebody else has the turn of.
-pub(crate) struct Turnless(Arc<Connection>);
-
-impl Connections {
-    /// The connections to the listener at `address`.
-    pub fn new(address: SocketAddr, patience: Patience, metrics: Arc<Metrics>) -> Connections {
-        Connections {
-            sockets: Sockets::new(address),
-            open: Mutex::default(),
-            heads: Mutex::default(),
+impl Table {
+    /// A table of the connections to the listener at `address`.
+    pub fn new(address: SocketAddr, patience: Patience, metrics: Arc<Metrics>) -> io::Result<Table> {
+        Ok(Table {
+            sockets: Sockets::new(address)?,
+            connections: Mutex::default(),
+            patience,
             parked_bytes: AtomicUsize::new(0),
             slow: AtomicUsize::new(0),
-            cut: Mutex::default(),
-            patience,
             metrics,
-        }
-    }
-
-    /// How long connections are waited for.
-    pub fn patience(&self) -> &Patience {
-        &self.patience
+        })
     }
 
     /// Gives a request its turn, or leaves it to the thread that is answering an earlier one: a writer whose turn it
     /// is not would block (`util/sequential.rs:142`). Must be called in the order in which requests were taken.
     pub fn begin(self: &Arc<Self>, request: Request) -> Begun {
-        let Some(peer) = request.remote_addr().copied() else { return Begun::AfterTheEnd(request) };
-        let mut open = lock(&self.open);
-        if let Some(connection) = open.get(&peer)
+        let Some(peer) = request.remote_addr().copied() else { return Begun::Late(request) };
+        let mut connections = lock(&self.connections);
+        if let Some(connection) = connections.get(&peer)
             && self.is_still(connection)
         {
             let mut state = lock(&connection.state);
             let most = match state.doing {
-                Doing::Idle(_) => {
-                    state.doing = Doing::Busy { body_until: None };
-                    let turn = Turn::new(self, connection);
-                    return Begun::Turn { request, turn, is_first: false };
+                Doing::Arriving | Doing::Idle => {
+                    let is_first = state.doing == Doing::Arriving;
+                    state.enter(Doing::Answering { body_until: None });
+                    return Begun::Turn { request, turn: Turn::new(self, connection), is_first };
                 }
-                Doing::Closed(_) => return Begun::AfterTheEnd(request),
-                Doing::Busy { .. } => MAX_PARKED,
+                Doing::Closed => return Begun::Late(request),
+                Doing::Answering { .. } => MAX_PARKED,
                 Doing::Streaming => MAX_PARKED_BEHIND_STREAM,
             };
-            let in_all = self.parked_bytes.load(Ordering::Relaxed) + weight(&request);
-            let is_too_many = state.parked.len() >= most || in_all > MAX_PARKED_BYTES;
-            let is_spent = is_too_many || matches!(state.doing, Doing::Streaming);
-            let parked = if is_spent { Parked::spent(request) } else { Parked::Request(request) };
-            self.parked_bytes.fetch_add(parked.weight(), Ordering::Relaxed);
-            state.parked.push_back(parked);
-            return Begun::Parked { too_many: is_too_many.then(|| Turnless(Arc::clone(connection))) };
+            return if self.park(&mut state, request, most) {
+                Begun::Parked
+            } else {
+                Begun::TooMany(Arc::clone(connection))
+            };
         }
-        let state = State { doing: Doing::Busy { body_until: None }, parked: VecDeque::new() };
-        let identity = self.sockets.find(peer);
-        let connection = Arc::new(Connection { peer, identity, state: Mutex::new(state) });
+        let doing = Doing::Answering { body_until: None };
+        let connection = Connection::new(peer, self.sockets.find(peer), doing);
         let turn = Turn::new(self, &connection);
-        open.insert(peer, connection);
+        connections.insert(peer, connection);
         Begun::Turn { request, turn, is_first: true }
     }
 
+    /// Keeps a request for later; says whether there was room for it.
+    fn park(&self, state: &mut State, request: Request, most: usize) -> bool {
+        let in_all = self.parked_bytes.load(Ordering::Relaxed) + weight(&request);
+        let has_room = state.parked.len() < most && in_all <= MAX_PARKED_BYTES;
+        let is_for_later = has_room && state.doing != Doing::Streaming;
+        let parked = if is_for_later { Parked::Request(request) } else { Parked::placeholder(request) };
+        self.parked_bytes.fetch_add(parked.weight(), Ordering::Relaxed);
+        state.parked.push_back(parked);
+        has_room
+    }
+
+    /// Takes the first of what waits.
+    fn unpark(&self, state: &mut State) -> Option<Parked> {
+        let parked = state.parked.pop_front()?;
+        self.parked_bytes.fetch_sub(parked.weight(), Ordering::Relaxed);
+        Some(parked)
+    }
+
     /// Closes a connection that asks for too much; whoever has its turn finds out.
-    pub fn cut(&self, connection: &Turnless) {
+    pub fn close_asking_too_much(&self, connection: &Connection) {
         self.metrics.cut_connections.add(1);
-        connection.0.close();
+        self.close(connection);
     }
 
     /// Drops a request that came after the end of its connection.
-    pub fn drop_late(&self, request: Request) {
+    pub fn answer_late(&self, request: Request) {
         self.dismiss(request, Response::empty(400).boxed());
     }
 
     /// Closes whatever is open but streams.
     pub fn close_all(&self) {
-        for (_, identity) in self.sockets.connections() {
-            identity.close();
+        for (_, identity) in self.sockets.connections(true) {
+            self.sockets.close(identity);
         }
     }
 
-    /// Cuts connections that have sent no whole request, no whole body or nothing at all for too long. tiny_http has
-    /// no timeouts, and a receive timeout of the listener's would end its accept thread (lib.rs:275). `all_busy`:
-    /// a request may have arrived and wait for a thread.
-    pub fn reap(&self, all_busy: bool) -> Reaped {
-        let now = Instant::now();
-        let found = self.sockets.connections();
-        let identities: HashSet<Identity> = found.iter().map(|(_, identity)| *identity).collect();
-        let mut open = lock(&self.open);
-        let before = open.len();
-        open.retain(|_, connection| {
-            let is_over = |since: Instant| {
-                let is_open = connection.identity.is_some_and(|identity| identities.contains(&identity));
-                // One that was begun since we looked is none of those we saw.
-                !is_open && since < now
-            };
-            match lock(&connection.state).doing {
-                Doing::Idle(since) | Doing::Closed(since) => !is_over(since),
-                Doing::Busy { .. } | Doing::Streaming => true,
-            }
-        });
-        let mut heads = lock(&self.heads);
-        let mut still_reading = HashMap::new();
-        let mut late = Vec::new();
-        let mut stranded = 0;
-        for (peer, identity) in found {
-            let connection = open.get(&peer).filter(|connection| match connection.identity {
-                Some(known) => known == identity,
-                // It was not found when it asked, and is being answered all the same.
-                None => matches!(lock(&connection.state).doing, Doing::Busy { .. } | Doing::Streaming),
-            });
-            let is_late = match connection
-                .map(|connection| lock(&connection.state))
-                .as_deref()
-                .map(|state| &state.doing)
-            {
-                Some(Doing::Busy { body_until: Some(until) }) => now > *until,
-                // A head without end behind a stream, or behind an answer that takes its time, is on its way if
-                // some thread sleeps and this connection has more than was read.
-                Some(Doing::Busy { body_until: None } | Doing::Streaming)
-                    if !is_anybody_sleeping() || !has_unread(identity) =>
-                {
-                    false
-                }
-                // It is to be closed for good, if it could not be the first time.
-                Some(Doing::Closed(_)) => true,
-                Some(Doing::Idle(since)) if now - *since > self.patience.idle => true,
-                Some(Doing::Idle(since)) if !has_sent_within(identity, now - *since) => false,
-                // A head is on its way, the first one or a later one.
-                None | Some(Doing::Busy { .. } | Doing::Idle(_) | Doing::Streaming) => {
-                    let since = heads.get(&identity).copied().filter(|_| !all_busy).unwrap_or(now);
-                    still_reading.insert(identity, since);
-                    now - since > self.patience.head
-                }
-            };
-            stranded += usize::from(connection.is_none() && has_unread(identity));
-            if is_late {
-                late.push(identity);
-            }
+    fn close(&self, connection: &Connection) {
+        if let Some(identity) = connection.identity {
+            self.sockets.close(identity);
         }
-        let gone = before - open.len();
-        if open.capacity() > 4 * open.len() {
-            // A crowd's room goes with it.
-            open.shrink_to_fit();
-        }
-        *heads = still_reading;
-        drop(heads);
-        drop(open);
-        let mut cut = lock(&self.cut);
-        // tiny_http lets go of a connection that has ended, but for those on which it has locked itself up
-        // (client.rs:234).
-        cut.retain(|identity| identity.open().is_some());
-        self.metrics.stuck_connections.set(cut.len() as u64);
-        for identity in late {
-            identity.cut();
-            if cut.insert(identity) {
-                self.metrics.cut_connections.add(1);
-            }
-        }
-        Reaped { gone, stranded }
     }
 
     fn is_still(&self, connection: &Connection) -> bool {
-        match &connection.identity {
-            Some(identity) => self.sockets.is_still(*identity, connection.peer),
+        match connection.identity {
+            Some(identity) => self.sockets.is_still(identity, connection.peer),
             // It was gone before its first request came here, so what is found now is another.
             None => self.sockets.find(connection.peer).is_none(),
         }
@@ -299,9 +240,6 @@ impl Connections {
     /// Answers a request of which nothing more was read, on a connection that will be closed. Blocks until its body
     /// has come or its socket is shut.
     fn dismiss(&self, request: Request, response: ResponseBox) {
-        /// What tiny_http can be left to drop: it allocates what is unread of a body at once
-        /// (`util/equal_reader.rs:61`), and when that fails, the process ends.
-        const MAX_DROPPED_BODY: usize = 64 << 20;
         if request.body_length().is_some_and(|length| length > MAX_DROPPED_BODY) {
             // Costs its reading thread and two descriptors for good.
             self.metrics.abandoned_requests.add(1);
@@ -313,17 +251,24 @@ impl Connections {
 }
 
 impl Connection {
-    fn close(&self) {
-        if let Some(identity) = self.identity {
-            identity.close();
-        }
+    pub fn new(peer: SocketAddr, identity: Option<Identity>, doing: Doing) -> Arc<Connection> {
+        let seen = Seen::default();
+        let state = State { doing, since: Instant::now(), seen, parked: VecDeque::new() };
+        Arc::new(Connection { peer, identity, state: Mutex::new(state) })
     }
 }
 
-/// A connection's turn: whoever holds it answers, and nobody else writes to that connection. Dropping it closes the
-/// connection.
+impl State {
+    pub fn enter(&mut self, doing: Doing) {
+        self.doing = doing;
+        self.since = Instant::now();
+        self.seen = Seen { is_cut: self.seen.is_cut, ..Seen::default() };
+    }
+}
+
+/// A connection's turn: whoever holds it answers. Dropping it closes the connection.
 pub(crate) struct Turn {
-    connections: Arc<Connections>,
+    table: Arc<Table>,
     connection: Arc<Connection>,
     /// A stream's writer, as long as it is open.
     writer: Option<Box<dyn Write + Send>>,
@@ -331,13 +276,9 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    fn new(connections: &Arc<Connections>, connection: &Arc<Connection>) -> Turn {
-        Turn {
-            connections: Arc::clone(connections),
-            connection: Arc::clone(connection),
-            writer: None,
-            goes_on: false,
-        }
+    fn new(table: &Arc<Table>, connection: &Arc<Connection>) -> Turn {
+        let (table, connection) = (Arc::clone(table), Arc::clone(connection));
+        Turn { table, connection, writer: None, goes_on: false }
     }
 
     /// Who is at the other end.
@@ -347,26 +288,27 @@ impl Turn {
 
     /// Gives the body so long to arrive, or as long as it likes.
     pub fn set_body_deadline(&self, until: Option<Instant>) {
-        if let Doing::Busy { body_until } = &mut lock(&self.connection.state).doing {
+        if let Doing::Answering { body_until } = &mut lock(&self.connection.state).doing {
             *body_until = until;
         }
     }
 
     /// Reads nothing more from this connection: whoever waits for more of it finds its end.
     pub fn shut_read(&self) {
-        if let Some(socket) = self.socket() {
-            socket.shut_read();
+        if let Some(identity) = self.connection.identity {
+            self.table.sockets.shut_read(identity);
         }
     }
 
     /// Whether the peer has closed its side, or could have: where sockets can be found, one that is not has ended.
     pub fn has_ended(&self) -> bool {
-        self.socket().map_or(cfg!(target_os = "linux"), |socket| socket.has_ended())
+        let facts = self.connection.identity.and_then(|identity| self.table.sockets.facts(identity));
+        facts.map_or(cfg!(target_os = "linux"), |facts| !facts.is_open)
     }
 
     /// A place among those that wait for slow peers; none is taken yet.
     pub fn slow_place(&self) -> SlowPlace {
-        SlowPlace { connections: Arc::clone(&self.connections), is_taken: false }
+        SlowPlace { table: Arc::clone(&self.table), is_taken: false }
     }
 
     /// Answers a request whose body is not wanted, and closes: nobody knows where the next would begin.
@@ -378,63 +320,55 @@ impl Turn {
         } else {
             self.shut_read();
         }
-        self.connections.dismiss(request, response);
+        self.table.dismiss(request, response);
     }
 
     /// Makes the connection a stream's: nothing more is read from it, and its writes return at once. The request's
     /// body must have been read.
     pub fn into_stream(mut self, request: Request) -> StreamWire {
-        let is_too_much = {
-            let mut state = lock(&self.connection.state);
-            state.doing = Doing::Streaming;
-            for parked in std::mem::take(&mut state.parked) {
-                let before = parked.weight();
-                let parked = match parked {
-                    Parked::Request(request) => Parked::spent(request),
-                    spent @ Parked::Spent { .. } => spent,
-                };
-                self.connections.parked_bytes.fetch_sub(before - parked.weight(), Ordering::Relaxed);
-                state.parked.push_back(parked);
-            }
-            state.parked.len() > MAX_PARKED_BEHIND_STREAM
-        };
-        if let Some(socket) = self.socket() {
+        let asks_too_much = self.keep_placeholders();
+        match self.connection.identity {
             // tiny_http's reading thread would stay for as long as the stream, with a descriptor (client.rs:75).
-            socket.shut_read();
-            socket.set_nonblocking();
-            if is_too_much {
-                socket.close();
-            }
-        } else {
+            Some(identity) => self.table.sockets.make_stream(identity),
             // The inherited send timeout bounds what a write can wait.
-            self.connections.metrics.unfound_sockets.add(1);
+            None => self.table.metrics.unfound_sockets.add(1),
         }
-        if let Some(identity) = self.connection.identity {
-            self.connections.sockets.pin(identity);
+        if asks_too_much {
+            self.table.close(&self.connection);
         }
         self.writer = Some(request.into_writer());
         StreamWire(self)
     }
 
+    /// Keeps no head of what waits behind a stream; says whether that is too much.
+    fn keep_placeholders(&self) -> bool {
+        let mut state = lock(&self.connection.state);
+        state.enter(Doing::Streaming);
+        for _ in 0..state.parked.len() {
+            let placeholder = match self.table.unpark(&mut state) {
+                Some(Parked::Request(request)) => Parked::placeholder(request),
+                Some(placeholder) => placeholder,
+                None => break,
+            };
+            self.table.parked_bytes.fetch_add(placeholder.weight(), Ordering::Relaxed);
+            state.parked.push_back(placeholder);
+        }
+        state.parked.len() > MAX_PARKED_BEHIND_STREAM
+    }
+
     /// The next request that this connection sent meanwhile; without one it is idle.
     pub fn next(mut self) -> Option<(Request, Turn)> {
-        let mut state = lock(&self.connection.state);
-        while let Some(parked) = state.parked.pop_front() {
-            self.connections.parked_bytes.fetch_sub(parked.weight(), Ordering::Relaxed);
+        let connection = Arc::clone(&self.connection);
+        let mut state = lock(&connection.state);
+        while let Some(parked) = self.table.unpark(&mut state) {
             if let Parked::Request(request) = parked {
-                state.doing = Doing::Busy { body_until: None };
-                drop(state);
+                state.enter(Doing::Answering { body_until: None });
                 return Some((request, self));
             }
         }
-        state.doing = Doing::Idle(Instant::now());
-        drop(state);
+        state.enter(Doing::Idle);
         self.goes_on = true;
         None
-    }
-
-    fn socket(&self) -> Option<Socket> {
-        self.connection.identity?.open()
     }
 }
 
@@ -444,24 +378,20 @@ impl Drop for Turn {
             return;
         }
         // What waits behind it, here and in tiny_http, must find the socket shut, and then the writer free.
-        self.connection.close();
-        if self.writer.is_some()
-            && let Some(identity) = self.connection.identity
-        {
-            // Before the number can be used again.
-            self.connections.sockets.unpin(identity);
+        match (self.connection.identity, &self.writer) {
+            (Some(identity), Some(_)) => self.table.sockets.end_stream(identity),
+            (Some(identity), None) => self.table.sockets.close(identity),
+            (None, _) => {}
         }
         self.writer = None;
-        let parked = {
+        lock(&self.connection.state).enter(Doing::Closed);
+        while let Some(parked) = {
+            // Not locked while the request is answered (request.rs:463), here into a socket that is shut.
             let mut state = lock(&self.connection.state);
-            state.doing = Doing::Closed(Instant::now());
-            std::mem::take(&mut state.parked)
-        };
-        for parked in parked {
-            self.connections.parked_bytes.fetch_sub(parked.weight(), Ordering::Relaxed);
+            self.table.unpark(&mut state)
+        } {
             if let Parked::Request(request) = parked {
-                // Not under the lock: it is answered (request.rs:463), here into a socket that is shut.
-                self.connections.dismiss(request, Response::empty(503).boxed());
+                self.table.dismiss(request, Response::empty(503).boxed());
             }
         }
     }
@@ -469,7 +399,7 @@ impl Drop for Turn {
 
 /// A place among the threads that wait for slow peers. Given back when dropped.
 pub(crate) struct SlowPlace {
-    connections: Arc<Connections>,
+    table: Arc<Table>,
     is_taken: bool,
 }
 
@@ -477,10 +407,9 @@ impl SlowPlace {
     /// Says whether there was one left.
     pub fn take(&mut self) -> bool {
         if !self.is_taken {
-            self.is_taken =
-                self.connections.slow.fetch_add(1, Ordering::AcqRel) < self.connections.patience.slow;
+            self.is_taken = self.table.slow.fetch_add(1, Ordering::AcqRel) < self.table.patience.slow;
             if !self.is_taken {
-                self.connections.slow.fetch_sub(1, Ordering::AcqRel);
+                self.table.slow.fetch_sub(1, Ordering::AcqRel);
             }
         }
         self.is_taken
@@ -490,7 +419,7 @@ impl SlowPlace {
 impl Drop for SlowPlace {
     fn drop(&mut self) {
         if self.is_taken {
-            self.connections.slow.fetch_sub(1, Ordering::AcqRel);
+            self.table.slow.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -510,15 +439,8 @@ impl Write for StreamWire {
 
 impl Wire for StreamWire {
     fn unacknowledged(&self) -> Option<u64> {
-        self.0.socket()?.unacknowledged()
+        self.0.table.sockets.unacknowledged(self.0.connection.identity?)
     }
-}
-
-/// Whether the peer has sent something within that time, and not just the end of the request before.
-fn has_sent_within(identity: Identity, ago: Duration) -> bool {
-    const MARGIN: Duration = Duration::from_millis(100);
-    let last_received = identity.open().and_then(|socket| socket.last_received());
-    last_received.is_some_and(|received| received + MARGIN < ago)
 }
 
 /// What a request takes in memory while it waits, or a little more.
@@ -531,11 +453,6 @@ fn weight(request: &Request) -> usize {
     REQUEST + request.url().len() + headers.map(text).sum::<usize>() + body
 }
 
-/// Whether something waits that tiny_http has not read.
-fn has_unread(identity: Identity) -> bool {
-    identity.open().and_then(|socket| socket.unread()).is_some_and(|count| count > 0)
-}
-
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
@@ -544,20 +461,20 @@ mod tests {
     use std::thread;
 
     /// A tiny_http of its own, and the requests that one client has sent.
-    fn take(bytes: &str, count: usize) -> (Arc<Connections>, TcpStream, VecDeque<Request>) {
+    fn take(bytes: &str, count: usize) -> (Arc<Table>, TcpStream, VecDeque<Request>) {
         let http = tiny_http::Server::http("127.0.0.1:0").expect("a free port");
         let address = http.server_addr().to_ip().expect("a port");
         let patience =
             Patience { head: Duration::from_secs(10), idle: Duration::from_secs(10), slow: usize::MAX };
-        let connections = Arc::new(Connections::new(address, patience, Arc::default()));
+        let table = Arc::new(Table::new(address, patience, Arc::default()).expect("descriptors"));
         let mut client = TcpStream::connect(address).expect("it listens");
         client.write_all(bytes.as_bytes()).expect("it reads");
         let requests = (0..count).map(|_| http.recv().expect("it accepts")).collect();
-        (connections, client, requests)
+        (table, client, requests)
     }
 
-    fn begin(connections: &Arc<Connections>, request: Option<Request>) -> (Request, Turn) {
-        match connections.begin(request.expect("one was sent")) {
+    fn begin(table: &Arc<Table>, request: Option<Request>) -> (Request, Turn) {
+        match table.begin(request.expect("one was sent")) {
             Begun::Turn { request, turn, is_first: true } => (request, turn),
             _ => panic!("it is the first"),
         }
@@ -566,8 +483,8 @@ mod tests {
     #[test]
     fn a_write_to_a_stream_does_not_wait_for_its_reader() {
         // A socket without a send timeout, and nobody reads.
-        let (connections, _client, mut requests) = take("GET / HTTP/1.1\r\n\r\n", 1);
-        let (request, turn) = begin(&connections, requests.pop_front());
+        let (table, _client, mut requests) = take("GET / HTTP/1.1\r\n\r\n", 1);
+        let (request, turn) = begin(&table, requests.pop_front());
         let mut wire = turn.into_stream(request);
         let (says, failed) = mpsc::channel();
         thread::spawn(move || says.send(wire.write_all(&vec![0; 64 << 20]).map_err(|error| error.kind())));
@@ -578,19 +495,19 @@ mod tests {
     fn of_what_waits_behind_a_stream_no_head_is_kept() {
         let behind = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(10_000));
         let bytes = format!("GET / HTTP/1.1\r\n\r\n{}", behind.repeat(4));
-        let (connections, _client, mut requests) = take(&bytes, 5);
-        let held = || connections.parked_bytes.load(Ordering::Relaxed);
-        let (request, turn) = begin(&connections, requests.pop_front());
+        let (table, _client, mut requests) = take(&bytes, 5);
+        let held = || table.parked_bytes.load(Ordering::Relaxed);
+        let (request, turn) = begin(&table, requests.pop_front());
         // Two come before it is a stream, and two after.
         let rest = requests.split_off(2);
         for request in requests {
-            assert!(matches!(connections.begin(request), Begun::Parked { too_many: None }));
+            assert!(matches!(table.begin(request), Begun::Parked));
         }
         assert!(held() > 20_000);
         let wire = turn.into_stream(request);
         assert_eq!(held(), 2 * REQUEST);
         for request in rest {
-            assert!(matches!(connections.begin(request), Begun::Parked { too_many: None }));
+            assert!(matches!(table.begin(request), Begun::Parked));
         }
         assert_eq!(held(), 4 * REQUEST);
         drop(wire);

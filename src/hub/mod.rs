@@ -23,7 +23,6 @@ use serde_json::Value;
 
 use crate::clock::{now_ms, random_between};
 use crate::document::{Document, Patch, Refusal};
-use crate::http::allocator;
 use crate::hub::client::{Arrival, Chunk, Client, Following, Place, Progress, Reason};
 use crate::hub::history::{Audience, Entry, EventData, History};
 use crate::hub::watch::Watch;
@@ -395,7 +394,6 @@ impl Hub {
 
     /// The hub thread: one loop, woken by the bell, the heartbeat, or the end.
     fn run(&self, bell: &Receiver<()>) {
-        allocator::trust_this_thread();
         let mut beaten = Instant::now();
         loop {
             if bell.recv_timeout(self.settings.heartbeat.saturating_sub(beaten.elapsed())).is_ok() {
@@ -481,7 +479,6 @@ impl Hub {
 
     /// The catch-up thread: visits each client that is behind until it is live again or gone.
     fn run_catch_up(&self, late: &Receiver<()>) {
-        allocator::trust_this_thread();
         let mut visits: Vec<Visit> = Vec::new();
         let mut silent = HashMap::new();
         let mut survey_at = Instant::now() + SURVEY;

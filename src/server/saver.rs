@@ -15,7 +15,6 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::{Map, Value};
 
 use crate::document::{self, Refusal};
-use crate::http::allocator;
 use crate::hub::Hub;
 use crate::log::Log;
 use crate::sse::event::EventId;
@@ -60,7 +59,6 @@ impl Saver {
         let saved = hub.last_change();
         let mut file = SavedFile { path, hub, log, saved, is_faulty: false };
         let thread = thread::Builder::new().name("saver".into()).spawn(move || {
-            allocator::trust_this_thread();
             loop {
                 rung.recv_timeout(if file.is_faulty { PAUSE } else { Duration::MAX }).ok();
                 file.save();

@@ -1,0 +1,402 @@
+//! The keeper: one thread that looks at every connection, and keeps tiny_http accepting.
+//!
+//! `listener` starts it. It compares what each connection is doing with what the kernel says of it: bytes received
+//! less bytes unread is exactly what tiny_http has read. The one rule: [`verdict`] decides, from facts alone.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::http::allocator;
+use crate::http::listener::Shared;
+use crate::http::socket::{Facts, Identity};
+use crate::http::turn::{Connection, Doing, Patience, Seen, State, Table};
+use crate::lock::lock;
+
+/// Between two looks while there are connections to look at, and while there are none.
+const TICK: Duration = Duration::from_millis(100);
+const IDLE_TICK: Duration = Duration::from_millis(500);
+
+/// Between two looks at all descriptors there are, and at what has gone.
+const THOROUGH: Duration = Duration::from_secs(2);
+
+/// Between two tries to replace a tiny_http that has stopped accepting.
+const REPLACE: Duration = Duration::from_millis(500);
+
+/// Pokes in one look: each keeps a thread of tiny_http's for 5 s (`util/task_pool.rs:103`).
+const MAX_POKES: usize = 64;
+
+/// When so many connections have gone at once, their memory goes back to the system.
+const CROWD: usize = 32;
+
+/// So many times, with `THOROUGH` between: tiny_http's threads end 5 s after their last connection, with memory of
+/// their own (`util/task_pool.rs:103`).
+const TRIMS: usize = 5;
+
+/// What is to be done with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Keep,
+    /// Nobody reads what it has sent: tiny_http has queued it behind busy workers (`util/task_pool.rs:69`).
+    Poke,
+    Cut,
+}
+
+/// One connection at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    pub doing: Doing,
+    /// Since when it has been doing that.
+    pub since: Instant,
+    pub facts: Facts,
+    pub seen: Seen,
+    pub now: Instant,
+    /// Every request thread is busy: a request may have arrived whole, and wait for one.
+    pub all_busy: bool,
+    /// Some thread of tiny_http's holds more of a head than any honest one has.
+    pub is_anybody_sleeping: bool,
+    /// For how long the kernel kept a silent connection before it was accepted.
+    pub deferred: Duration,
+}
+
+/// Decides what becomes of a connection, and what to remember of it.
+pub(super) fn verdict(look: &Look, patience: &Patience) -> (Verdict, Seen) {
+    let Look { doing, facts, now, .. } = *look;
+    let age = now.saturating_duration_since(look.since);
+    let received = look.seen.received.unwrap_or(if doing == Doing::Arriving { 0 } else { facts.received });
+    let is_unread = facts.received > 0 && facts.unread == facts.received;
+    let has_head = match doing {
+        // It is not its fault if nobody reads it.
+        Doing::Arriving => !is_unread,
+        Doing::Idle => facts.received > received,
+        // A head without end, behind an answer that takes its time or behind a stream.
+        Doing::Answering { .. } | Doing::Streaming => look.is_anybody_sleeping && facts.unread > 0,
+        Doing::Closed => false,
+    };
+    let head_since = has_head.then(|| look.seen.head_since.filter(|_| !look.all_busy).unwrap_or(now));
+    let seen = Seen { received: Some(received), head_since, ..look.seen };
+    let head_age = head_since.map_or(Duration::ZERO, |since| now - since);
+    let is_silent = doing == Doing::Arriving && facts.received == 0;
+    let head_patience = if is_silent { patience.head.saturating_sub(look.deferred) } else { patience.head };
+    let verdict = match doing {
+        // To be closed for good, if it could not be the first time.
+        Doing::Closed => Verdict::Cut,
+        Doing::Answering { body_until: Some(until) } if now > until => Verdict::Cut,
+        _ if has_head && head_age > head_patience => Verdict::Cut,
+        Doing::Idle if age > patience.idle => Verdict::Cut,
+        // Not at its first look: a thread may be about to read it.
+        Doing::Arriving if is_unread && look.seen.received.is_some() => Verdict::Poke,
+        _ => Verdict::Keep,
+    };
+    (verdict, seen)
+}
+
+/// What one look at all connections found.
+#[derive(Default)]
+struct Round {
+    connections: usize,
+    /// Connections that have gone since the last thorough look.
+    gone: usize,
+    pokes: usize,
+    /// Connections on which tiny_http has locked itself up (client.rs:234).
+    stuck: usize,
+}
+
+/// The keeper's own time.
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    thorough_at: Instant,
+    replace_at: Instant,
+    trims_left: usize,
+    not_ascii_heads: u64,
+}
+
+impl Keeper {
+    pub fn new(shared: Arc<Shared>) -> Keeper {
+        let now = Instant::now();
+        let not_ascii_heads = allocator::not_ascii_heads();
+        Keeper { shared, thorough_at: now + THOROUGH, replace_at: now, trims_left: 0, not_ascii_heads }
+    }
+
+    /// Looks until the listener stops. `bell` rings when a connection has sent its first request.
+    pub fn run(mut self, bell: &Receiver<()>) {
+        let mut tick = IDLE_TICK;
+        loop {
+            match bell.recv_timeout(tick) {
+                Ok(()) if tick == IDLE_TICK => {}
+                // A ring in between changes nothing.
+                Ok(()) => std::thread::sleep(TICK),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.shared.is_stopping() {
+                return;
+            }
+            self.see_to_accepting();
+            let round = self.look();
+            for _ in 0..round.pokes.min(MAX_POKES) {
+                poke(self.shared.address).ok();
+            }
+            tick = if round.connections > 0 { TICK } else { IDLE_TICK };
+        }
+    }
+
+    /// Has somebody take what was published to tiny_http, and a tiny_http that accepts.
+    fn see_to_accepting(&mut self) {
+        let shared = &self.shared;
+        let intake = shared.current();
+        if intake.is_busy() {
+            // The last thread may not have been able to start another.
+            shared.spawn_waiting(&intake).ok();
+        }
+        let now = Instant::now();
+        if now >= self.replace_at && !intake.is_accepting(&shared.table.sockets, shared.address) {
+            self.replace_at = now + REPLACE;
+            if !shared.is_stopping() && shared.has_spare() {
+                shared.replace(&intake);
+            }
+        }
+    }
+
+    /// Looks at every connection that is no stream, and cuts those that take too long.
+    fn look(&mut self) -> Round {
+        let is_thorough = Instant::now() >= self.thorough_at;
+        let table = Arc::clone(&self.shared.table);
+        let found = table.sockets.connections(is_thorough);
+        let now = Instant::now();
+        self.tell_not_ascii(&found);
+        let mut round = Round { connections: found.len(), ..Round::default() };
+        if is_thorough {
+            self.thorough_at = now + THOROUGH;
+            round.gone = forget_gone(&table, &found, now);
+        }
+        let all_busy = self.shared.current().is_busy();
+        for (peer, identity) in found {
+            self.judge(&connection_of(&table, peer, identity), identity, all_busy, &mut round);
+        }
+        self.shared.metrics.stuck_connections.set(round.stuck as u64);
+        if is_thorough {
+            self.trim(round.gone);
+        }
+        round
+    }
+
+    fn judge(&self, connection: &Connection, identity: Identity, all_busy: bool, round: &mut Round) {
+        let shared = &self.shared;
+        let Some(facts) = shared.table.sockets.facts(identity) else { return };
+        let mut state = lock(&connection.state);
+        let State { doing, since, seen, .. } = *state;
+        let now = Instant::now();
+        let is_anybody_sleeping = allocator::is_anybody_sleeping();
+        let look =
+            Look { doing, since, facts, seen, now, all_busy, is_anybody_sleeping, deferred: shared.deferred };
+        let (verdict, seen) = verdict(&look, &shared.table.patience);
+        state.seen = seen;
+        match verdict {
+            Verdict::Keep => {}
+            Verdict::Poke => round.pokes += 1,
+            Verdict::Cut => {
+                state.seen.is_cut = true;
+                drop(state);
+                shared.table.sockets.cut(identity);
+                if seen.is_cut {
+                    round.stuck += 1;
+                } else {
+                    shared.metrics.cut_connections.add(1);
+                }
+            }
+        }
+    }
+
+    /// A head with a byte beyond ASCII is refused by tiny_http without a word (client.rs:92). Its thread waits until it
+    /// was seen here. Where it is clear whose it was, its peer gets a word.
+    fn tell_not_ascii(&mut self, found: &[(SocketAddr, Identity)]) {
+        const WHAT: &str = "a request's head has a letter beyond ASCII, which cannot be read here: probably a cookie of \
+             another program on this host, or a header that a proxy adds; leave it out, or have a proxy leave it out";
+        let count = allocator::not_ascii_heads();
+        let new = count - std::mem::replace(&mut self.not_ascii_heads, count);
+        if new == 0 {
+            return;
+        }
+        let table = &self.shared.table;
+        let is_candidate = |(peer, identity): &&(SocketAddr, Identity)| {
+            let state = lock(&connection_of(table, *peer, *identity).state).doing;
+            let is_read = |facts: Facts| facts.received > facts.unread;
+            matches!(state, Doing::Arriving | Doing::Idle)
+                && table.sockets.facts(*identity).is_some_and(is_read)
+        };
+        let candidates: Vec<_> = found.iter().filter(is_candidate).collect();
+        let peer = match candidates[..] {
+            [(peer, identity)] if new == 1 => {
+                let body = format!("{{\"error\":\"{WHAT}\"}}");
+                let head =
+                    "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n";
+                let length = body.len();
+                let text = format!("{head}Content-Length: {length}\r\n\r\n{body}");
+                table.sockets.send(*identity, text.as_bytes());
+                peer.to_string()
+            }
+            _ => "somebody".to_owned(),
+        };
+        allocator::see_heads(count);
+        self.shared.log.line(|| format!("{peer} was refused: {WHAT}"));
+    }
+
+    /// Gives memory back to the system when a crowd has gone.
+    fn trim(&mut self, gone: usize) {
+        if gone > CROWD {
+            self.trims_left = TRIMS;
+        }
+        if self.trims_left > 0 {
+            self.trims_left -= 1;
+            allocator::return_memory();
+        }
+    }
+}
+
+/// The connection in the table; a new one where it has sent no request yet.
+fn connection_of(table: &Table, peer: SocketAddr, identity: Identity) -> Arc<Connection> {
+    let mut connections = lock(&table.connections);
+    if let Some(connection) = connections.get(&peer) {
+        let is_it = match connection.identity {
+            Some(known) => known == identity,
+            // It was not found when it asked, and is being answered all the same.
+            None => matches!(lock(&connection.state).doing, Doing::Answering { .. } | Doing::Streaming),
+        };
+        if is_it {
+            return Arc::clone(connection);
+        }
+    }
+    let connection = Connection::new(peer, Some(identity), Doing::Arriving);
+    connections.insert(peer, Arc::clone(&connection));
+    connection
+}
+
+/// Takes connections off the table that have gone; returns how many.
+fn forget_gone(table: &Table, found: &[(SocketAddr, Identity)], now: Instant) -> usize {
+    let identities: HashSet<Identity> = found.iter().map(|(_, identity)| *identity).collect();
+    let mut connections = lock(&table.connections);
+    let before = connections.len();
+    connections.retain(|_, connection| {
+        let state = lock(&connection.state);
+        let is_open = connection.identity.is_some_and(|identity| identities.contains(&identity));
+        let is_held = matches!(state.doing, Doing::Answering { .. } | Doing::Streaming);
+        // One that was begun since we looked is none of those we saw.
+        is_open || is_held || state.since >= now
+    });
+    if connections.capacity() > 4 * connections.len() {
+        // A crowd's room goes with it.
+        connections.shrink_to_fit();
+    }
+    before - connections.len()
+}
+
+/// A connection that ends at once: the worker of tiny_http's that takes it goes on to one that waits behind busy ones.
+/// Waits for nothing.
+fn poke(address: SocketAddr) -> io::Result<()> {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let address = SocketAddr::new(ip, address.port());
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    // On the way when this returns, and so is its end.
+    socket.connect(&address.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: Duration = Duration::from_secs(10);
+    const IDLE: Duration = Duration::from_secs(75);
+
+    fn facts(received: u64, unread: u64) -> Facts {
+        Facts { received, unread, is_open: true }
+    }
+
+    /// The verdict on a connection that has been doing something for so many seconds, and has had a head on its way for
+    /// so many; `received` is what the keeper remembers.
+    fn judged(doing: Doing, age: u64, facts: Facts, received: Option<u64>, head: Option<u64>) -> Verdict {
+        let start = Instant::now();
+        let now = start + Duration::from_secs(1_000);
+        let ago = |seconds: u64| start + Duration::from_secs(1_000 - seconds);
+        let seen = Seen { received, head_since: head.map(ago), is_cut: false };
+        let (all_busy, is_anybody_sleeping, deferred) = (false, false, Duration::from_secs(7));
+        let look = Look { doing, since: ago(age), facts, seen, now, all_busy, is_anybody_sleeping, deferred };
+        verdict(&look, &Patience { head: HEAD, idle: IDLE, slow: 1 }).0
+    }
+
+    #[test]
+    fn each_kind_of_connection_has_its_time() {
+        use Verdict::{Cut, Keep, Poke};
+        let answering = Doing::Answering { body_until: None };
+        let table = [
+            ("new and silent", Doing::Arriving, 2, facts(0, 0), Some(0), Some(2), Keep),
+            ("silent since before it was accepted", Doing::Arriving, 4, facts(0, 0), Some(0), Some(4), Cut),
+            ("unread at the first look", Doing::Arriving, 0, facts(9, 9), None, None, Keep),
+            ("unread at the second", Doing::Arriving, 1, facts(9, 9), Some(0), None, Poke),
+            ("unread for long, which is ours", Doing::Arriving, 99, facts(9, 9), Some(0), None, Poke),
+            ("half a head", Doing::Arriving, 9, facts(9, 0), Some(0), Some(9), Keep),
+            ("half a head for too long", Doing::Arriving, 11, facts(9, 0), Some(0), Some(11), Cut),
+            ("idle", Doing::Idle, 70, facts(50, 0), Some(50), None, Keep),
+            ("idle for too long", Doing::Idle, 76, facts(50, 0), Some(50), None, Cut),
+            ("a second head begins", Doing::Idle, 30, facts(51, 0), Some(50), None, Keep),
+            ("a second head drips", Doing::Idle, 30, facts(57, 0), Some(50), Some(11), Cut),
+            ("answered for long", answering, 500, facts(50, 0), Some(50), None, Keep),
+            ("answered, and more came", answering, 500, facts(900, 50), Some(50), None, Keep),
+            ("a stream", Doing::Streaming, 500, facts(50, 0), Some(50), None, Keep),
+            ("closed, and still there", Doing::Closed, 0, facts(50, 0), None, None, Cut),
+        ];
+        for (what, doing, age, facts, received, head, expected) in table {
+            assert_eq!(judged(doing, age, facts, received, head), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_body_has_until_its_deadline() {
+        let start = Instant::now();
+        let now = start + 2 * HEAD;
+        let seen = Seen::default();
+        let look = |until: Instant| Look {
+            doing: Doing::Answering { body_until: Some(until) },
+            since: now,
+            facts: facts(50, 0),
+            seen,
+            now,
+            all_busy: true,
+            is_anybody_sleeping: false,
+            deferred: Duration::ZERO,
+        };
+        let patience = Patience { head: HEAD, idle: IDLE, slow: 1 };
+        assert_eq!(verdict(&look(now + HEAD), &patience).0, Verdict::Keep);
+        assert_eq!(verdict(&look(start + HEAD), &patience).0, Verdict::Cut);
+    }
+
+    #[test]
+    fn a_head_behind_an_answer_is_timed_while_somebody_sleeps_and_not_while_all_are_busy() {
+        let start = Instant::now();
+        let now = start + 2 * HEAD;
+        let patience = Patience { head: HEAD, idle: IDLE, slow: 1 };
+        let judge = |doing: Doing, is_anybody_sleeping: bool, all_busy: bool| {
+            let seen = Seen { received: Some(50), head_since: Some(start), is_cut: false };
+            let (facts, deferred) = (facts(900, 100), Duration::ZERO);
+            let look = Look { doing, since: now, facts, seen, now, all_busy, is_anybody_sleeping, deferred };
+            verdict(&look, &patience)
+        };
+        for doing in [Doing::Streaming, Doing::Answering { body_until: None }] {
+            assert_eq!(judge(doing, true, false).0, Verdict::Cut, "{doing:?}");
+            assert_eq!(judge(doing, false, false).0, Verdict::Keep, "{doing:?}");
+            // It begins anew: its request may be in the queue by now.
+            let (verdict, seen) = judge(doing, true, true);
+            assert_eq!((verdict, seen.head_since), (Verdict::Keep, Some(now)), "{doing:?}");
+        }
+    }
+}
