@@ -1,11 +1,14 @@
 //! The command line: which command, and what it is to do. `serve` has its options in `config`, the clients here.
 
+use std::ffi::{OsStr, OsString};
+
 use ureq::http::{HeaderName, HeaderValue};
 
 use crate::config::{Config, SETTINGS, Token};
 use crate::event::{EventName, Topic};
 use crate::event_source::{EventSourceInit, check_url, may_pass};
-use crate::settings::{self, Read, Setting, count, switch, token_in};
+use crate::settings::Set::{Path, Text};
+use crate::settings::{self, Read, Setting, count, quoted, switch, token_in};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -64,21 +67,21 @@ const ACCESS: &[Setting<Client>] = &[
         value: "TOKEN",
         default: "",
         help: "what the server asks for; also STATECAST_TOKEN",
-        set: |client, text| Token::new(text).map(|token| client.token = Some(token)),
+        set: Text(|client, text| Token::new(text).map(|token| client.token = Some(token))),
     },
     Setting {
         name: "token-file",
         value: "FILE",
         default: "",
         help: "the same, read from a file; also STATECAST_TOKEN_FILE",
-        set: |client, text| token_in(text).map(|token| client.token = Some(token)),
+        set: Path(|client, file| token_in(file).map(|token| client.token = Some(token))),
     },
     Setting {
         name: "header",
         value: "HEADER",
         default: "",
         help: "a further 'Name: value' of each request; once for each",
-        set: |client, text| {
+        set: Text(|client, text| {
             let (name, value) = text.split_once(':').ok_or("'Name: value'")?;
             let (name, value) = (name.trim(), value.trim());
             if HeaderName::from_bytes(name.as_bytes()).is_err() || HeaderValue::from_str(value).is_err() {
@@ -86,7 +89,7 @@ const ACCESS: &[Setting<Client>] = &[
             }
             client.headers.0.push((name.to_owned(), value.to_owned()));
             Ok(())
-        },
+        }),
     },
 ];
 
@@ -96,42 +99,42 @@ const TAIL: &[Setting<Client>] = &[
         value: "NAME",
         default: "",
         help: "show events of this name only; once for each",
-        set: |client, text| {
+        set: Text(|client, text| {
             client.events.push(text.to_owned());
             Ok(())
-        },
+        }),
     },
     Setting {
         name: "state",
         value: "",
         default: "",
         help: "show the document after each change instead",
-        set: |client, text| switch(text).map(|on| client.state = on),
+        set: Text(|client, text| switch(text).map(|on| client.state = on)),
     },
     Setting {
         name: "once",
         value: "",
         default: "",
         help: "show the document, and exit",
-        set: |client, text| switch(text).map(|on| client.once = on),
+        set: Text(|client, text| switch(text).map(|on| client.once = on)),
     },
     Setting {
         name: "raw",
         value: "",
         default: "",
         help: "show the bytes as they come",
-        set: |client, text| switch(text).map(|on| client.raw = on),
+        set: Text(|client, text| switch(text).map(|on| client.raw = on)),
     },
     Setting {
         name: "count",
         value: "COUNT",
         default: "",
         help: "exit after so many events, or documents with --state",
-        set: |client, text| {
+        set: Text(|client, text| {
             let count = count(text).ok().filter(|count| *count > 0).ok_or("a number from 1")?;
             client.count = Some(count as u64);
             Ok(())
-        },
+        }),
     },
 ];
 
@@ -141,18 +144,18 @@ const SEND: &[Setting<Client>] = &[
         value: "NAME",
         default: "message",
         help: "what the event is called",
-        set: |client, text| {
+        set: Text(|client, text| {
             EventName::parse(text).map_err(|rule| format!("a name: {rule}"))?;
             client.events = vec![text.to_owned()];
             Ok(())
-        },
+        }),
     },
     Setting {
         name: "json",
         value: "",
         default: "",
         help: "the data is JSON, and must be",
-        set: |client, text| switch(text).map(|on| client.json = on),
+        set: Text(|client, text| switch(text).map(|on| client.json = on)),
     },
 ];
 
@@ -230,13 +233,14 @@ impl Command {
     /// # Errors
     /// One line that says which argument is wrong, and what would be right.
     pub fn parse(
-        arguments: impl IntoIterator<Item = String>,
-        variable: impl Fn(&str) -> Option<String>,
+        arguments: impl IntoIterator<Item = OsString>,
+        variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Command, String> {
         let mut arguments = arguments.into_iter().peekable();
-        let name = arguments.next_if(|first| first == "serve" || client_command(first).is_some());
+        let command = arguments.peek().and_then(|first| client_command(first));
+        arguments.next_if(|first| first == "serve" || command.is_some());
         let arguments = lexopt::Parser::from_args(arguments);
-        if let Some(command) = name.as_deref().and_then(client_command) {
+        if let Some(command) = command {
             return command.parse(arguments, variable);
         }
         Ok(match Config::read(arguments, variable)? {
@@ -251,7 +255,7 @@ impl Command {
     }
 }
 
-fn client_command(name: &str) -> Option<&'static ClientCommand> {
+fn client_command(name: &OsStr) -> Option<&'static ClientCommand> {
     CLIENT_COMMANDS.iter().find(|command| command.name == name)
 }
 
@@ -259,14 +263,14 @@ impl ClientCommand {
     fn parse(
         &self,
         arguments: lexopt::Parser,
-        variable: impl Fn(&str) -> Option<String>,
+        variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Command, String> {
         let mut client = Client::default();
         // The file first: a token itself wins, as the flag that comes last does.
         for setting in ACCESS.iter().rev().filter(|setting| setting.name.starts_with("token")) {
             let name = setting.variable();
-            if let Some(text) = variable(&name) {
-                setting.set_to(&mut client, &text, &name)?;
+            if let Some(value) = variable(&name) {
+                setting.set_to(&mut client, &value, &name)?;
             }
         }
         let command = format!("statecast {}", self.name);
@@ -278,13 +282,14 @@ impl ClientCommand {
         };
         let mut words = words.into_iter();
         let usage = |missing| format!("{missing}; {command} --help shows how it is used");
-        client.target = Target::parse(&words.next().ok_or_else(|| usage("a URL is missing"))?)?;
+        let url = words.next().ok_or_else(|| usage("a URL is missing"))?;
+        client.target = Target::parse(url.to_str().ok_or("the URL: must be UTF-8")?)?;
         if self.takes_data {
-            client.data =
-                words.next().ok_or_else(|| usage("the data is missing, or - for standard input"))?;
+            let data = words.next().ok_or_else(|| usage("the data is missing, or - for standard input"))?;
+            client.data = data.into_string().map_err(|_| "the data: must be UTF-8")?;
         }
         if let Some(word) = words.next() {
-            return Err(usage(&format!("unexpected argument {word:?}")));
+            return Err(usage(&format!("unexpected argument {}", quoted(&word))));
         }
         let shown = [client.raw, client.state, client.once, !client.events.is_empty()];
         if self.name == "tail" && shown.iter().filter(|is_asked| **is_asked).count() > 1 {
@@ -382,14 +387,16 @@ Options of serve, each also as an environment variable (--max-body: STATECAST_MA
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Client, String> {
         let variable = |name: &str| {
             let found = variables.iter().find(|(key, _)| *key == name);
-            found.map(|(_, value)| (*value).to_owned())
+            found.map(|(_, value)| OsString::from(value))
         };
-        match Command::parse(arguments.iter().map(|text| (*text).to_owned()), variable)? {
+        match Command::parse(arguments.iter().map(OsString::from), variable)? {
             Command::Tail(client) | Command::Set(client) | Command::Send(client) => Ok(client),
             other => panic!("{other:?}"),
         }
@@ -456,6 +463,37 @@ mod tests {
             assert_eq!(parse(arguments, &[]).map(|_| ()), Err(line.to_owned()), "{arguments:?}");
         }
         assert_eq!(parse(&["set", "a/b", "--", "-5"], &[]).unwrap().data, "-5");
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused_by_name_and_its_bytes_are_not_shown() {
+        let wrong = OsStr::from_bytes(b"s3cr\xfct");
+        let table: [(&[&OsStr], &str); 8] = [
+            (&["set".as_ref(), "a/b".as_ref(), wrong], "the data: must be UTF-8"),
+            (&["send".as_ref(), "a/b".as_ref(), wrong], "the data: must be UTF-8"),
+            (&["tail".as_ref(), wrong], "the URL: must be UTF-8"),
+            (&["tail".as_ref(), "a".as_ref(), "--token".as_ref(), wrong], "--token: must be UTF-8"),
+            (&["tail".as_ref(), "a".as_ref(), "--header".as_ref(), wrong], "--header: must be UTF-8"),
+            (
+                &["tail".as_ref(), "a".as_ref(), "--event".as_ref(), wrong],
+                r#"--event "s3cr\xFCt": must be UTF-8"#,
+            ),
+            (
+                &["tail".as_ref(), "a".as_ref(), "--count".as_ref(), wrong],
+                r#"--count "s3cr\xFCt": must be UTF-8"#,
+            ),
+            (
+                &[wrong, "a".as_ref()],
+                r#"unexpected argument "s3cr\xFCt"; statecast --help lists what there is"#,
+            ),
+        ];
+        for (arguments, line) in table {
+            let command = Command::parse(arguments.iter().map(OsString::from), |_| None);
+            assert_eq!(command.map(|_| ()), Err(line.to_owned()), "{arguments:?}");
+        }
+        let variable = |name: &str| (name == "STATECAST_TOKEN").then(|| wrong.to_owned());
+        let command = Command::parse(["tail", "a"].map(OsString::from), variable);
+        assert_eq!(command.map(|_| ()), Err("STATECAST_TOKEN: must be UTF-8".to_owned()));
     }
 
     #[test]
