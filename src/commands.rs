@@ -6,9 +6,11 @@ use ureq::http::{HeaderName, HeaderValue};
 
 use crate::config::{Config, SETTINGS, Token};
 use crate::event::{EventName, Topic};
-use crate::event_source::{EventSourceInit, check_url, may_pass};
+use crate::event_source::{EventSourceInit, may_pass};
+use crate::proxy;
 use crate::settings::Set::{Path, Text};
 use crate::settings::{self, Read, Setting, count, quoted, switch, token_in};
+use crate::url::{check_url, shown};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -34,6 +36,7 @@ pub struct Client {
     pub(crate) data: String,
     pub(crate) token: Option<Token>,
     pub(crate) headers: Headers,
+    pub(crate) proxy: Hidden,
     /// The names to show, all if there are none; or the one to send.
     pub(crate) events: Vec<String>,
     pub(crate) count: Option<u64>,
@@ -53,6 +56,16 @@ impl std::fmt::Debug for Headers {
     }
 }
 
+/// What may be a secret, and is not shown.
+#[derive(Default)]
+pub(crate) struct Hidden(pub Option<String>);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
+    }
+}
+
 /// A server, and the topic there; `None` for the whole document.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Target {
@@ -60,7 +73,7 @@ pub(crate) struct Target {
     topic: Option<Topic>,
 }
 
-/// Options of all clients. Those of a token are in the environment, too.
+/// Options of all clients. All but headers are in the environment, too.
 const ACCESS: &[Setting<Client>] = &[
     Setting {
         name: "token",
@@ -88,6 +101,19 @@ const ACCESS: &[Setting<Client>] = &[
                 return Err("'Name: value' as HTTP has them".to_owned());
             }
             client.headers.0.push((name.to_owned(), value.to_owned()));
+            Ok(())
+        }),
+    },
+    Setting {
+        name: "proxy",
+        value: "PROXY",
+        default: "",
+        help: "ask through http://[USER:PASSWORD@]HOST:PORT; '' for none; also STATECAST_PROXY",
+        set: Text(|client, text| {
+            if !text.is_empty() {
+                proxy::read(text)?;
+            }
+            client.proxy.0 = Some(text.to_owned());
             Ok(())
         }),
     },
@@ -222,6 +248,9 @@ With - lines are sent as statecast set does it; so after a failure an event may 
 const CLIENT_NOTES: &str = "
 URL is HOST[:PORT], with http:// and a path if need be. What is behind its last slash is the TOPIC; without one it is the
 whole document. Data that begins with a dash goes behind --. Exit code: 0 done, 1 failed or refused, 2 wrong usage.
+
+Without --proxy the environment counts as for curl: http_proxy for http://, https_proxy for https://, all_proxy for both,
+no_proxy for what needs none; all but http_proxy in capitals, too. This machine (localhost, 127.0.0.1) needs none, either.
 ";
 
 /// The end of each list of options.
@@ -267,7 +296,7 @@ impl ClientCommand {
     ) -> Result<Command, String> {
         let mut client = Client::default();
         // The file first: a token itself wins, as the flag that comes last does.
-        for setting in ACCESS.iter().rev().filter(|setting| setting.name.starts_with("token")) {
+        for setting in ACCESS.iter().rev().filter(|setting| setting.name != "header") {
             let name = setting.variable();
             if let Some(value) = variable(&name) {
                 setting.set_to(&mut client, &value, &name)?;
@@ -291,6 +320,8 @@ impl ClientCommand {
         if let Some(word) = words.next() {
             return Err(usage(&format!("unexpected argument {}", quoted(&word))));
         }
+        let url = check_url(&client.target.state()).map_err(|error| error.to_string())?;
+        proxy::proxy_in(&variable, &url, client.proxy.0.as_deref())?;
         let shown = [client.raw, client.state, client.once, !client.events.is_empty()];
         if self.name == "tail" && shown.iter().filter(|is_asked| **is_asked).count() > 1 {
             return Err("of --event, --state, --once and --raw only one makes sense".to_owned());
@@ -313,6 +344,7 @@ impl Client {
         EventSourceInit {
             token: self.token.clone(),
             headers: self.headers.0.clone(),
+            proxy: self.proxy.0.clone(),
             tries_again: may_pass,
             ..EventSourceInit::default()
         }
@@ -324,7 +356,7 @@ impl Target {
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         check_url(&url).map_err(|error| error.to_string())?;
         if url.contains(['?', '#', '@']) {
-            return Err(format!("{text:?}: a URL without query, fragment or password"));
+            return Err(format!("{}: a URL without query, fragment or password", shown(text)));
         }
         let (scheme, rest) = url.split_once("://").expect("a URL has a scheme");
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));

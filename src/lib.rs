@@ -49,6 +49,7 @@
 //! |---|---|
 //! | [`Parser`] | bytes as events, in whatever pieces they come |
 //! | [`EventSource`] | the browser's, blocking: connects, resumes, waits, notices silence |
+//! | `url`, `proxy` | what can be asked for, and through whom |
 //! | [`Replica`] | a copy of the document, current or made anew |
 //! | `tail`, `publish` | the client commands: a stream on standard output; data on its way to the server |
 //!
@@ -82,6 +83,7 @@ mod log;
 mod metrics;
 mod pages;
 mod parser;
+mod proxy;
 mod publish;
 mod replica;
 mod saver;
@@ -90,6 +92,7 @@ mod settings;
 mod socket;
 mod stream;
 mod tail;
+mod url;
 mod watch;
 
 pub use allocator::{PatientAllocator, trust_this_thread, use_one_arena};
