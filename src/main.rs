@@ -12,8 +12,7 @@ static ALLOCATOR: PatientAllocator = PatientAllocator;
 fn main() -> ExitCode {
     statecast::use_one_arena();
     statecast::count_tiny_http_panics();
-    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
-    match Command::parse(arguments, |name| std::env::var(name).ok()) {
+    match Command::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
         Ok(Command::Print(text)) => {
             // A closed pipe is a quiet end.
             io::stdout().write_all(text.as_bytes()).ok();

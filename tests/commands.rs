@@ -4,8 +4,10 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ use support::*;
 fn statecast(arguments: &[&str]) -> Command {
     let mut command = Command::new("timeout");
     command.arg((4 * DEADLINE).as_secs().to_string()).arg(env!("CARGO_BIN_EXE_statecast")).args(arguments);
-    command.env_remove("STATECAST_TOKEN").env_remove("STATECAST_TOKEN_FILE");
+    command.env_remove("STATECAST_TOKEN").env_remove("STATECAST_TOKEN_FILE").env_remove("STATECAST_PROXY");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -267,8 +269,9 @@ fn every_line_of_input_is_a_patch_and_a_wrong_one_is_named_and_left_out() {
     let server = start();
     let url = format!("{}/a", server.address());
     let mut set = Running::start(&["set", &url, "-"]);
-    let lines = "{\"a\":1}\r\n\n{\"a\"\n{\"b\":[2]}\n\u{feff}\n{\"c\":3}";
-    set.input().write_all(lines.as_bytes()).unwrap();
+    let lines =
+        b"\xef\xbb\xbf{\"a\":1}\r\n\n{\"a\"\n{\"b\":[2]}\n\"caf\xe9\"\n\xef\xbb\xbf\n\xef\xbb\xbf{\"c\":3}";
+    set.input().write_all(lines).unwrap();
     let ended = set.end();
     assert_eq!(get(server.address(), "/state/a").json(), json!({"a": 1, "b": [2], "c": 3}));
     let err: Vec<_> = ended.err.lines().collect();
@@ -277,8 +280,8 @@ fn every_line_of_input_is_a_patch_and_a_wrong_one_is_named_and_left_out() {
         err[0].starts_with("statecast: line 3 is left out: the answer was 400: the body is not JSON"),
         "{err:?}"
     );
-    assert!(err[1].starts_with("statecast: line 5 is left out: the answer was 400: "), "{err:?}");
-    assert_eq!(err[2], "statecast: 2 of 6 lines were left out");
+    assert_eq!(err[1], "statecast: line 5 is left out: it is not UTF-8");
+    assert_eq!(err[2], "statecast: 2 of 7 lines were left out");
 }
 
 #[test]
@@ -293,8 +296,180 @@ fn every_line_of_input_is_an_event() {
         // At once, though more may come.
         assert_eq!((stream.next_but_heartbeats().data.as_str(), stream.retry.is_some()), (line, true));
     }
+    input.write_all(b"caf\xe9\n\xff\xfea\0\n\xef\xbb\xbflast\n").unwrap();
     drop(input);
+    assert_eq!(stream.next_but_heartbeats().data, "\u{feff}last", "within a text it is a letter");
+    let ended = send.end();
+    assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 3), "{ended:?}");
+    assert!(
+        ended.err.starts_with("statecast: line 4 is left out: it is not UTF-8\nstatecast: line 5 "),
+        "{ended:?}"
+    );
+
+    let mut send = Running::start(&["send", &format!("{}/log", server.address()), "-"]);
+    send.input().write_all(b"\xef\xbb\xbffirst\n").unwrap();
+    assert_eq!(stream.next_but_heartbeats().data, "first", "before a text it is none");
     assert_eq!(send.end(), done(""));
+}
+
+#[test]
+fn what_is_no_utf8_is_wrong_usage_and_nothing_starts_or_is_sent() {
+    let server = start();
+    let url = format!("{}/a", server.address());
+    let wrong = OsStr::from_bytes(b"s3cr\xfct");
+    let serve = |name: &str| {
+        let mut command = statecast(&["--listen", "127.0.0.1:0"]);
+        command.env(name, wrong);
+        command
+    };
+    let client = |arguments: &[&str], more: &[&OsStr]| {
+        let mut command = statecast(arguments);
+        command.args(more);
+        command
+    };
+    let mut with_token = client(&["set", &url, "1"], &[]);
+    with_token.env("STATECAST_TOKEN", wrong);
+    let commands = [
+        ("STATECAST_SUBSCRIBE_TOKEN", serve("STATECAST_SUBSCRIBE_TOKEN")),
+        ("STATECAST_PUBLISH_TOKEN", serve("STATECAST_PUBLISH_TOKEN")),
+        ("STATECAST_SUBSCRIBE_TOKEN_FILE", serve("STATECAST_SUBSCRIBE_TOKEN_FILE")),
+        ("STATECAST_ALLOW_ORIGIN", serve("STATECAST_ALLOW_ORIGIN")),
+        ("STATECAST_OPEN", serve("STATECAST_OPEN")),
+        ("--publish-token", client(&["--publish-token"], &[wrong])),
+        ("STATECAST_TOKEN", with_token),
+        ("the data", client(&["set", &url], &[OsStr::from_bytes(b"\"caf\xe9\"")])),
+        ("the data", client(&["send", &url], &[wrong])),
+        ("the URL", client(&["set"], &[wrong, "1".as_ref()])),
+        ("--header", client(&["set", &url, "1", "--header"], &[wrong])),
+        ("unexpected argument", client(&[], &[wrong])),
+    ];
+    for (name, mut command) in commands {
+        let ended = Ended::from(command.output().unwrap());
+        assert_eq!(
+            (ended.code, &*ended.out, ended.err.lines().count()),
+            (Some(2), "", 1),
+            "{name}: {ended:?}"
+        );
+        assert!(ended.err.starts_with(&format!("statecast: {name}")), "{name}: {ended:?}");
+        assert!(!name.ends_with("TOKEN") || !ended.err.contains("s3cr"), "{ended:?}");
+    }
+    assert_eq!(get(server.address(), "/state").body, "{}");
+}
+
+#[test]
+fn paths_have_any_bytes() {
+    let folder = std::env::temp_dir().join(format!("statecast-paths-{}", std::process::id()));
+    let folder = folder.join(OsStr::from_bytes(b"caf\xe9"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (document, token) = (folder.join(OsStr::from_bytes(b"d\xff.json")), folder.join("token"));
+    std::fs::write(&token, "s3cret\n").unwrap();
+    std::fs::write(folder.join("a.txt"), "public").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_statecast"));
+    command.env("STATECAST_DOCUMENT", &document).env("STATECAST_PUBLISH_TOKEN_FILE", &token);
+    let server = Binary::spawn(command.arg("--public").arg(&folder));
+    let url = format!("{}/a", server.address);
+    let set = statecast(&["set", &url, "1", "--token-file"]).arg(&token).output().unwrap();
+    assert_eq!(Ended::from(set).code, Some(0));
+    assert_eq!(get(server.address, "/a.txt").body, "public");
+    server.signal("TERM");
+    assert_eq!(server.wait().0, Some(0));
+    assert_eq!(std::fs::read_to_string(&document).unwrap().trim(), r#"{"a":1}"#);
+    std::fs::remove_dir_all(folder.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn a_port_that_is_none_is_wrong_usage_and_no_token_leaves() {
+    for host in ["127.0.0.1", "localhost", "[::1]", "http://127.0.0.1"] {
+        for port in ["80800", "65536", "8080x", "-1", "", "+80", " 80", "080", "0"] {
+            let url = format!("{host}:{port}/a");
+            for command in [&["tail", &url, "--once"][..], &["set", &url, "1"], &["send", &url, "-"]] {
+                let ended = run(&[command, &["--token", "s3cret"]].concat());
+                assert_eq!((ended.code, &*ended.out), (Some(2), ""), "{command:?}: {ended:?}");
+                assert_eq!(ended.err.lines().count(), 1, "{ended:?}");
+            }
+        }
+    }
+}
+
+/// A command whose environment names a proxy.
+fn through(variable: &str, proxy: &str, arguments: &[&str]) -> Command {
+    let mut command = statecast(arguments);
+    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
+    command.env(variable, format!("http://user:s3cret@{proxy}"));
+    command
+}
+
+#[test]
+fn a_proxy_is_asked_for_its_scheme_and_never_for_this_machine_unless_it_is_named() {
+    let server = start();
+    let url = format!("{}/a", server.address());
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"] {
+        let set = Ended::from(through(variable, &nobody, &["set", &url, "1"]).output().unwrap());
+        assert_eq!(set.code, Some(0), "{variable}: {set:?}");
+        let tail = through(variable, &nobody, &["tail", &url, "--once"]).output().unwrap();
+        assert_eq!(Ended::from(tail), done("1\n"), "{variable}");
+    }
+    let refused = format!("the proxy {nobody}: Connection refused");
+    for (variable, target, more) in [
+        ("http_proxy", "sensor.example/a", &[][..]),
+        ("ALL_PROXY", "sensor.example/a", &[]),
+        ("HTTPS_PROXY", &*url, &["--proxy", &format!("http://user:s3cret@{nobody}")]),
+        ("STATECAST_PROXY", &*url, &[]),
+    ] {
+        let set = through(variable, &nobody, &[&["set", target, "2"][..], more].concat()).output().unwrap();
+        let set = Ended::from(set);
+        assert_eq!((set.code, set.err.lines().count()), (Some(1), 1), "{variable}: {set:?}");
+        assert!(set.err.contains(&refused) && !set.err.contains("s3cret"), "{variable}: {set:?}");
+    }
+    let mut tail = through("http_proxy", &nobody, &["tail", "sensor.example/a"]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(tail.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains(&refused) && !line.contains("s3cret"), "{line}");
+    drop(tail.stdout.take());
+    tail.wait().unwrap();
+    assert_eq!(get(server.address(), "/state/a").body, "1");
+}
+
+#[test]
+fn what_goes_through_a_proxy_reaches_the_host_it_is_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let arguments = ["set", "sensor.example:8080/a", "1", "--token", "t0ken"];
+    let set = through("http_proxy", &address, &arguments).spawn().unwrap();
+    let (mut proxy, request) = next_request(&listener);
+    assert!(request.starts_with("CONNECT sensor.example:8080 HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("Proxy-Authorization: Basic dXNlcjpzM2NyZXQ=\r\n"), "{request}");
+    assert!(!request.contains("t0ken"), "{request}");
+    proxy.write_all(b"HTTP/1.1 200 x\r\n\r\n").unwrap();
+    let request = read_request(&mut proxy);
+    assert!(request.starts_with("PATCH /state/a HTTP/1.1\r\n"), "{request}");
+    assert!(request.to_ascii_lowercase().contains("authorization: bearer t0ken\r\n"), "{request}");
+    proxy.write_all(ACCEPTED.as_bytes()).unwrap();
+    assert_eq!(Ended::from(set.wait_with_output().unwrap()), done("1-0\n"));
+
+    let set = through("http_proxy", &address, &arguments).spawn().unwrap();
+    let (mut proxy, _) = next_request(&listener);
+    proxy.write_all(b"HTTP/1.1 407 x\r\n\r\n").unwrap();
+    let ended = Ended::from(set.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.err.contains(&format!("the proxy {address}: ")) && ended.err.contains("407"), "{ended:?}");
+    assert!(!ended.err.contains("s3cret"), "{ended:?}");
+}
+
+#[test]
+fn a_proxy_that_cannot_be_spoken_with_is_wrong_usage() {
+    for value in [&b"socks5://s3cret@127.0.0.1:1"[..], b"http://s3cret@127.0.0.1:80800", b"s3cr\xfct"] {
+        for (variable, target) in [("http_proxy", "sensor.example/a"), ("STATECAST_PROXY", "localhost/a")] {
+            let mut set = through("NO_PROXY", "", &["set", target, "1"]);
+            let ended = Ended::from(set.env(variable, OsStr::from_bytes(value)).output().unwrap());
+            assert_eq!((ended.code, ended.err.lines().count()), (Some(2), 1), "{ended:?}");
+            assert!(ended.err.starts_with(&format!("statecast: {variable}: must be ")), "{ended:?}");
+            assert!(!ended.err.contains("s3cr"), "{ended:?}");
+        }
+    }
 }
 
 #[test]

@@ -226,6 +226,73 @@ fn an_answer_with_retry_after_is_tried_again_then() {
 }
 
 #[test]
+fn a_date_to_come_back_counts_by_the_clock_of_the_server() {
+    let script = Script::new();
+    // Longer than the test: what comes back earlier was told to.
+    let init = EventSourceInit { reconnection_time: DEADLINE * 10, ..init() };
+    let reading = Reading::start(EventSource::with(&script.url(), init).unwrap());
+    // A clock that is far ahead of ours: by our own, this is a day at least.
+    let head = "HTTP/1.1 503 x\r\nDate: Tue, 01 Jan 2999 00:00:00 GMT\r\nContent-Length: 0\r\n";
+    script.asked().answer(&format!("{head}Retry-After: Tue, 01 Jan 2999 00:00:01 GMT\r\n\r\n"));
+    script.asked().answer("HTTP/1.1 429 x\r\nRetry-After: 99999999999999999999\r\nContent-Length: 0\r\n\r\n");
+    let refused = Some(refused(429, ""));
+    wait_until(|| reading.handle.reason(), |reason| *reason == refused);
+    assert_eq!(reading.handle.ready_state(), ReadyState::Connecting, "it comes back, in a day");
+    reading.handle.close();
+    assert_eq!(reading.end(), Reason::Closed);
+}
+
+#[test]
+fn a_redirect_to_what_is_no_url_is_not_followed() {
+    let script = Script::new();
+    let init = EventSourceInit { token: Some(Token::new("s3cret").unwrap()), ..init() };
+    let reading = Reading::start(EventSource::with(&script.url(), init).unwrap());
+    let locations = [
+        "http://127.0.0.1:80800/",
+        "http://127.0.0.1:/",
+        "//127.0.0.1:+80/",
+        "http://127.0.0.1:80@127.0.0.1/",
+        "ftp://127.0.0.1/",
+        "http://",
+        "\u{e4}",
+    ];
+    for location in locations {
+        script
+            .asked()
+            .answer(&format!("HTTP/1.1 302 x\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"));
+        // Again at the first address.
+        let asked = script.asked();
+        let reason = reading.handle.reason();
+        assert!(matches!(&reason, Some(Reason::Cut(text)) if text.starts_with("a redirect: ")), "{reason:?}");
+        asked.answer(&format!("{STREAM}\r\ndata: 1\n\n"));
+        reading.next();
+    }
+}
+
+#[test]
+fn a_source_goes_through_the_proxy_it_was_given_and_says_that_a_failure_is_its() {
+    let proxy = Script::new();
+    let init = EventSourceInit { proxy: Some(format!("http://user:s3cret@{}", proxy.address)), ..init() };
+    let reading = Reading::start(EventSource::with("http://localhost:8080/events", init).unwrap());
+    let mut asked = proxy.asked();
+    assert!(asked.head.starts_with("CONNECT localhost:8080 HTTP/1.1\r\n"), "{}", asked.head);
+    asked.say("HTTP/1.1 200 x\r\n\r\n");
+    assert!(read_head(&mut asked.connection).starts_with("GET /events HTTP/1.1\r\n"));
+    asked.say(&format!("{STREAM}\r\ndata: 1\n\n"));
+    assert_eq!(reading.next(), message("1", ""));
+    drop(asked);
+    proxy.asked().answer("HTTP/1.1 403 x\r\n\r\n");
+    let _again = proxy.asked();
+    let name = format!("the proxy {}: ", proxy.address);
+    let reason = reading.handle.reason();
+    assert!(matches!(&reason, Some(Reason::Cut(text)) if text.starts_with(&name)), "{reason:?}");
+
+    let init = EventSourceInit { proxy: Some("socks5://s3cret@127.0.0.1:1".into()), ..self::init() };
+    let error = EventSource::with("http://localhost/", init).err().unwrap().to_string();
+    assert!(error.starts_with("the proxy: must be") && !error.contains("s3cret"), "{error}");
+}
+
+#[test]
 fn what_may_pass_is_tried_again_if_one_asks_for_it_and_204_never() {
     let script = Script::new();
     let init = EventSourceInit { tries_again: |status| may_pass(status) || status == 200, ..init() };

@@ -1,9 +1,14 @@
 //! The command line: which command, and what it is to do. `serve` has its options in `config`, the clients here.
 
+use std::ffi::{OsStr, OsString};
+
 use ureq::http::{HeaderName, HeaderValue};
 
-use crate::cli::settings::{self, Read, Setting, count, switch, token_in};
-use crate::client::event_source::{EventSourceInit, check_url, may_pass};
+use crate::cli::settings::Set::{Path, Text};
+use crate::cli::settings::{self, Read, Setting, count, quoted, switch, token_in};
+use crate::client::event_source::{EventSourceInit, may_pass};
+use crate::client::proxy;
+use crate::client::url::{check_url, shown};
 use crate::server::config::{Config, SETTINGS, Token};
 use crate::sse::event::{EventName, Topic};
 
@@ -31,6 +36,7 @@ pub struct Client {
     pub(crate) data: String,
     pub(crate) token: Option<Token>,
     pub(crate) headers: Headers,
+    pub(crate) proxy: Hidden,
     /// The names to show, all if there are none; or the one to send.
     pub(crate) events: Vec<String>,
     pub(crate) count: Option<u64>,
@@ -50,6 +56,16 @@ impl std::fmt::Debug for Headers {
     }
 }
 
+/// What may be a secret, and is not shown.
+#[derive(Default)]
+pub(crate) struct Hidden(pub Option<String>);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
+    }
+}
+
 /// A server, and the topic there; `None` for the whole document.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Target {
@@ -57,28 +73,28 @@ pub(crate) struct Target {
     topic: Option<Topic>,
 }
 
-/// Options of all clients. Those of a token are in the environment, too.
+/// Options of all clients. All but headers are in the environment, too.
 const ACCESS: &[Setting<Client>] = &[
     Setting {
         name: "token",
         value: "TOKEN",
         default: "",
         help: "what the server asks for; also STATECAST_TOKEN",
-        set: |client, text| Token::new(text).map(|token| client.token = Some(token)),
+        set: Text(|client, text| Token::new(text).map(|token| client.token = Some(token))),
     },
     Setting {
         name: "token-file",
         value: "FILE",
         default: "",
         help: "the same, read from a file; also STATECAST_TOKEN_FILE",
-        set: |client, text| token_in(text).map(|token| client.token = Some(token)),
+        set: Path(|client, file| token_in(file).map(|token| client.token = Some(token))),
     },
     Setting {
         name: "header",
         value: "HEADER",
         default: "",
         help: "a further 'Name: value' of each request; once for each",
-        set: |client, text| {
+        set: Text(|client, text| {
             let (name, value) = text.split_once(':').ok_or("'Name: value'")?;
             let (name, value) = (name.trim(), value.trim());
             if HeaderName::from_bytes(name.as_bytes()).is_err() || HeaderValue::from_str(value).is_err() {
@@ -86,7 +102,20 @@ const ACCESS: &[Setting<Client>] = &[
             }
             client.headers.0.push((name.to_owned(), value.to_owned()));
             Ok(())
-        },
+        }),
+    },
+    Setting {
+        name: "proxy",
+        value: "PROXY",
+        default: "",
+        help: "ask through http://[USER:PASSWORD@]HOST:PORT; '' for none; also STATECAST_PROXY",
+        set: Text(|client, text| {
+            if !text.is_empty() {
+                proxy::read(text)?;
+            }
+            client.proxy.0 = Some(text.to_owned());
+            Ok(())
+        }),
     },
 ];
 
@@ -96,42 +125,42 @@ const TAIL: &[Setting<Client>] = &[
         value: "NAME",
         default: "",
         help: "show events of this name only; once for each",
-        set: |client, text| {
+        set: Text(|client, text| {
             client.events.push(text.to_owned());
             Ok(())
-        },
+        }),
     },
     Setting {
         name: "state",
         value: "",
         default: "",
         help: "show the document after each change instead",
-        set: |client, text| switch(text).map(|on| client.state = on),
+        set: Text(|client, text| switch(text).map(|on| client.state = on)),
     },
     Setting {
         name: "once",
         value: "",
         default: "",
         help: "show the document, and exit",
-        set: |client, text| switch(text).map(|on| client.once = on),
+        set: Text(|client, text| switch(text).map(|on| client.once = on)),
     },
     Setting {
         name: "raw",
         value: "",
         default: "",
         help: "show the bytes as they come",
-        set: |client, text| switch(text).map(|on| client.raw = on),
+        set: Text(|client, text| switch(text).map(|on| client.raw = on)),
     },
     Setting {
         name: "count",
         value: "COUNT",
         default: "",
         help: "exit after so many events, or documents with --state",
-        set: |client, text| {
+        set: Text(|client, text| {
             let count = count(text).ok().filter(|count| *count > 0).ok_or("a number from 1")?;
             client.count = Some(count as u64);
             Ok(())
-        },
+        }),
     },
 ];
 
@@ -141,18 +170,18 @@ const SEND: &[Setting<Client>] = &[
         value: "NAME",
         default: "message",
         help: "what the event is called",
-        set: |client, text| {
+        set: Text(|client, text| {
             EventName::parse(text).map_err(|rule| format!("a name: {rule}"))?;
             client.events = vec![text.to_owned()];
             Ok(())
-        },
+        }),
     },
     Setting {
         name: "json",
         value: "",
         default: "",
         help: "the data is JSON, and must be",
-        set: |client, text| switch(text).map(|on| client.json = on),
+        set: Text(|client, text| switch(text).map(|on| client.json = on)),
     },
 ];
 
@@ -219,6 +248,9 @@ With - lines are sent as statecast set does it; so after a failure an event may 
 const CLIENT_NOTES: &str = "
 URL is HOST[:PORT], with http:// and a path if need be. What is behind its last slash is the TOPIC; without one it is the
 whole document. Data that begins with a dash goes behind --. Exit code: 0 done, 1 failed or refused, 2 wrong usage.
+
+Without --proxy the environment counts as for curl: http_proxy for http://, https_proxy for https://, all_proxy for both,
+no_proxy for what needs none; all but http_proxy in capitals, too. This machine (localhost, 127.0.0.1) needs none, either.
 ";
 
 /// The end of each list of options.
@@ -230,13 +262,14 @@ impl Command {
     /// # Errors
     /// One line that says which argument is wrong, and what would be right.
     pub fn parse(
-        arguments: impl IntoIterator<Item = String>,
-        variable: impl Fn(&str) -> Option<String>,
+        arguments: impl IntoIterator<Item = OsString>,
+        variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Command, String> {
         let mut arguments = arguments.into_iter().peekable();
-        let name = arguments.next_if(|first| first == "serve" || client_command(first).is_some());
+        let command = arguments.peek().and_then(|first| client_command(first));
+        arguments.next_if(|first| first == "serve" || command.is_some());
         let arguments = lexopt::Parser::from_args(arguments);
-        if let Some(command) = name.as_deref().and_then(client_command) {
+        if let Some(command) = command {
             return command.parse(arguments, variable);
         }
         Ok(match Config::read(arguments, variable)? {
@@ -251,7 +284,7 @@ impl Command {
     }
 }
 
-fn client_command(name: &str) -> Option<&'static ClientCommand> {
+fn client_command(name: &OsStr) -> Option<&'static ClientCommand> {
     CLIENT_COMMANDS.iter().find(|command| command.name == name)
 }
 
@@ -259,14 +292,14 @@ impl ClientCommand {
     fn parse(
         &self,
         arguments: lexopt::Parser,
-        variable: impl Fn(&str) -> Option<String>,
+        variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Command, String> {
         let mut client = Client::default();
         // The file first: a token itself wins, as the flag that comes last does.
-        for setting in ACCESS.iter().rev().filter(|setting| setting.name.starts_with("token")) {
+        for setting in ACCESS.iter().rev().filter(|setting| setting.name != "header") {
             let name = setting.variable();
-            if let Some(text) = variable(&name) {
-                setting.set_to(&mut client, &text, &name)?;
+            if let Some(value) = variable(&name) {
+                setting.set_to(&mut client, &value, &name)?;
             }
         }
         let command = format!("statecast {}", self.name);
@@ -278,14 +311,17 @@ impl ClientCommand {
         };
         let mut words = words.into_iter();
         let usage = |missing| format!("{missing}; {command} --help shows how it is used");
-        client.target = Target::parse(&words.next().ok_or_else(|| usage("a URL is missing"))?)?;
+        let url = words.next().ok_or_else(|| usage("a URL is missing"))?;
+        client.target = Target::parse(url.to_str().ok_or("the URL: must be UTF-8")?)?;
         if self.takes_data {
-            client.data =
-                words.next().ok_or_else(|| usage("the data is missing, or - for standard input"))?;
+            let data = words.next().ok_or_else(|| usage("the data is missing, or - for standard input"))?;
+            client.data = data.into_string().map_err(|_| "the data: must be UTF-8")?;
         }
         if let Some(word) = words.next() {
-            return Err(usage(&format!("unexpected argument {word:?}")));
+            return Err(usage(&format!("unexpected argument {}", quoted(&word))));
         }
+        let url = check_url(&client.target.state()).map_err(|error| error.to_string())?;
+        proxy::proxy_in(&variable, &url, client.proxy.0.as_deref())?;
         let shown = [client.raw, client.state, client.once, !client.events.is_empty()];
         if self.name == "tail" && shown.iter().filter(|is_asked| **is_asked).count() > 1 {
             return Err("of --event, --state, --once and --raw only one makes sense".to_owned());
@@ -308,6 +344,7 @@ impl Client {
         EventSourceInit {
             token: self.token.clone(),
             headers: self.headers.0.clone(),
+            proxy: self.proxy.0.clone(),
             tries_again: may_pass,
             ..EventSourceInit::default()
         }
@@ -319,7 +356,7 @@ impl Target {
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         check_url(&url).map_err(|error| error.to_string())?;
         if url.contains(['?', '#', '@']) {
-            return Err(format!("{text:?}: a URL without query, fragment or password"));
+            return Err(format!("{}: a URL without query, fragment or password", shown(text)));
         }
         let (scheme, rest) = url.split_once("://").expect("a URL has a scheme");
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -382,14 +419,16 @@ Options of serve, each also as an environment variable (--max-body: STATECAST_MA
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Client, String> {
         let variable = |name: &str| {
             let found = variables.iter().find(|(key, _)| *key == name);
-            found.map(|(_, value)| (*value).to_owned())
+            found.map(|(_, value)| OsString::from(value))
         };
-        match Command::parse(arguments.iter().map(|text| (*text).to_owned()), variable)? {
+        match Command::parse(arguments.iter().map(OsString::from), variable)? {
             Command::Tail(client) | Command::Set(client) | Command::Send(client) => Ok(client),
             other => panic!("{other:?}"),
         }
@@ -456,6 +495,37 @@ mod tests {
             assert_eq!(parse(arguments, &[]).map(|_| ()), Err(line.to_owned()), "{arguments:?}");
         }
         assert_eq!(parse(&["set", "a/b", "--", "-5"], &[]).unwrap().data, "-5");
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused_by_name_and_its_bytes_are_not_shown() {
+        let wrong = OsStr::from_bytes(b"s3cr\xfct");
+        let table: [(&[&OsStr], &str); 8] = [
+            (&["set".as_ref(), "a/b".as_ref(), wrong], "the data: must be UTF-8"),
+            (&["send".as_ref(), "a/b".as_ref(), wrong], "the data: must be UTF-8"),
+            (&["tail".as_ref(), wrong], "the URL: must be UTF-8"),
+            (&["tail".as_ref(), "a".as_ref(), "--token".as_ref(), wrong], "--token: must be UTF-8"),
+            (&["tail".as_ref(), "a".as_ref(), "--header".as_ref(), wrong], "--header: must be UTF-8"),
+            (
+                &["tail".as_ref(), "a".as_ref(), "--event".as_ref(), wrong],
+                r#"--event "s3cr\xFCt": must be UTF-8"#,
+            ),
+            (
+                &["tail".as_ref(), "a".as_ref(), "--count".as_ref(), wrong],
+                r#"--count "s3cr\xFCt": must be UTF-8"#,
+            ),
+            (
+                &[wrong, "a".as_ref()],
+                r#"unexpected argument "s3cr\xFCt"; statecast --help lists what there is"#,
+            ),
+        ];
+        for (arguments, line) in table {
+            let command = Command::parse(arguments.iter().map(OsString::from), |_| None);
+            assert_eq!(command.map(|_| ()), Err(line.to_owned()), "{arguments:?}");
+        }
+        let variable = |name: &str| (name == "STATECAST_TOKEN").then(|| wrong.to_owned());
+        let command = Command::parse(["tail", "a"].map(OsString::from), variable);
+        assert_eq!(command.map(|_| ()), Err("STATECAST_TOKEN: must be UTF-8".to_owned()));
     }
 
     #[test]

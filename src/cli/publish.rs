@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use ureq::Agent;
+use ureq::{Agent, Proxy};
 
 use crate::cli::commands::Client;
 use crate::client::event_source::{agent_config, may_pass, refusal_text, retry_after, wait_after};
+use crate::client::proxy::{failure, proxy_for};
+use crate::client::url::{check_url, invalid};
 
 /// A line with more is refused without asking the server: there is memory for it, but no use.
 const MAX_LINE_BYTES: usize = 64 << 20;
@@ -34,7 +36,7 @@ const PROGRESS: Duration = Duration::from_millis(100);
 /// # Errors
 /// Why it was refused, or could not be sent; with standard input, what the server will never take.
 pub fn set(client: &Client) -> io::Result<()> {
-    publish(client, &Publisher::new(client, client.target.state(), "application/merge-patch+json", true))
+    publish(client, &Publisher::new(client, client.target.state(), "application/merge-patch+json", true)?)
 }
 
 /// Publishes one-off events, and prints their ids as `set` does. Blocks.
@@ -45,7 +47,7 @@ pub fn send(client: &Client) -> io::Result<()> {
     let name = client.events.first().map_or("message", String::as_str);
     let url = format!("{}?event={}", client.target.events(), utf8_percent_encode(name, NON_ALPHANUMERIC));
     let content_type = if client.json { "application/json" } else { "text/plain; charset=utf-8" };
-    publish(client, &Publisher::new(client, url, content_type, false))
+    publish(client, &Publisher::new(client, url, content_type, false)?)
 }
 
 fn publish(client: &Client, publisher: &Publisher) -> io::Result<()> {
@@ -70,13 +72,18 @@ fn publish_lines(publisher: &Publisher, mut input: BufReader<impl Read>) -> io::
     let mut number: u64 = 0;
     while read_line(&mut input, &mut line)? {
         number += 1;
-        if line.trim_ascii().is_empty() && publisher.is_change {
+        // Windows' editors put a byte order mark before a text, and JSON begins with none, wherever it came from.
+        let may_be_marked = number == 1 || publisher.is_change;
+        let data = line.strip_prefix("\u{feff}".as_bytes()).filter(|_| may_be_marked).unwrap_or(&line);
+        if data.trim_ascii().is_empty() && publisher.is_change {
             continue;
         }
         let refusal = if line.len() > MAX_LINE_BYTES {
             Some(format!("it has more than {MAX_LINE_BYTES} bytes"))
+        } else if std::str::from_utf8(data).is_err() {
+            Some("it is not UTF-8".to_owned())
         } else {
-            publisher.persist(&line, |text| progress.tell(&format!("line {number}: {text}; trying again")))?
+            publisher.persist(data, |text| progress.tell(&format!("line {number}: {text}; trying again")))?
         };
         match refusal {
             None => progress.sent += 1,
@@ -111,6 +118,8 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
 struct Publisher {
     agent: Agent,
     url: String,
+    /// What fails on the way there fails at this one.
+    proxy: Option<Proxy>,
     content_type: &'static str,
     headers: Vec<(String, String)>,
     /// A change: `PATCH`, and a blank line is none. Else an event: `POST`, and a blank line is one.
@@ -133,17 +142,22 @@ enum Answer {
 }
 
 impl Publisher {
-    fn new(client: &Client, url: String, content_type: &'static str, is_change: bool) -> Publisher {
+    fn new(
+        client: &Client,
+        url: String,
+        content_type: &'static str,
+        is_change: bool,
+    ) -> io::Result<Publisher> {
+        let proxy = proxy_for(&check_url(&url)?, client.proxy.0.as_deref()).map_err(invalid)?;
         // No limit for resolving a name: ureq would start a thread for each request to keep it.
         let config = agent_config()
-            // A redirect would turn PATCH and POST into GET.
-            .max_redirects(0)
+            .proxy(proxy.clone())
             .timeout_per_read(Some(PATIENCE))
             .timeout_per_write(Some(PATIENCE))
             .max_idle_age(MAX_IDLE);
         let mut headers = client.headers.0.clone();
         headers.extend(client.token.as_ref().map(|token| ("Authorization".to_owned(), token.bearer())));
-        Publisher { agent: config.build().into(), url, content_type, headers, is_change }
+        Ok(Publisher { agent: config.build().into(), url, proxy, content_type, headers, is_change })
     }
 
     fn try_once(&self, body: &[u8]) -> Answer {
@@ -153,7 +167,9 @@ impl Publisher {
         let request = self.headers.iter().fold(request, |request, (name, value)| request.header(name, value));
         let mut answer = match request.send(body) {
             Ok(answer) => answer,
-            Err(error) => return Answer::Away { text: error.into_io().to_string(), retry_after: None },
+            Err(error) => {
+                return Answer::Away { text: failure(error, self.proxy.as_ref()), retry_after: None };
+            }
         };
         let status = answer.status().as_u16();
         if status == 200 {
@@ -164,7 +180,7 @@ impl Publisher {
                 id.and_then(|id| id["id"].as_str().map(str::to_owned)).unwrap_or_default(),
             );
         }
-        let retry_after = retry_after(&answer);
+        let retry_after = retry_after(answer.headers());
         let location = answer.headers().get("Location").and_then(|location| location.to_str().ok());
         let text = match location.map(str::to_owned) {
             Some(location) => format!("the answer was {status}: the address is {location}"),

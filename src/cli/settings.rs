@@ -3,6 +3,7 @@
 //! `config` has the table of the server, `commands` those of the clients. The one rule: what is wrong is said in one
 //! line, with what would be right, and never with a secret.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,21 +18,30 @@ pub(crate) struct Setting<T: 'static> {
     pub value: &'static str,
     pub default: &'static str,
     pub help: &'static str,
-    pub set: fn(&mut T, &str) -> Result<(), String>,
+    pub set: Set<T>,
+}
+
+/// How a value gets to where it belongs; else what would be right. Nothing is changed on the way there: what is no text is
+/// refused, and never taken for a setting that is not there.
+pub(crate) enum Set<T: 'static> {
+    /// Text is UTF-8.
+    Text(fn(&mut T, &str) -> Result<(), String>),
+    /// The path of a file or folder has any bytes.
+    Path(fn(&mut T, &OsStr) -> Result<(), String>),
 }
 
 /// What the arguments of a command come to.
 #[derive(Debug)]
 pub(crate) enum Read<T> {
     /// All options, and the words beside them.
-    All(T, Vec<String>),
+    All(T, Vec<OsString>),
     Help,
     Version,
 }
 
 impl<T> Setting<T> {
     fn is_secret(&self) -> bool {
-        matches!(self.value, "TOKEN" | "HEADER")
+        matches!(self.value, "TOKEN" | "HEADER" | "PROXY")
     }
 
     fn flag(&self) -> String {
@@ -42,9 +52,17 @@ impl<T> Setting<T> {
         format!("STATECAST_{}", self.name.replace('-', "_").to_ascii_uppercase())
     }
 
-    pub fn set_to(&self, target: &mut T, text: &str, said_by: &str) -> Result<(), String> {
-        let shown = if self.is_secret() { String::new() } else { format!(" {text:?}") };
-        (self.set)(target, text).map_err(|right| format!("{said_by}{shown}: must be {right}"))
+    pub fn set_to(&self, target: &mut T, value: &OsStr, said_by: &str) -> Result<(), String> {
+        let result = match self.set {
+            Set::Text(set) => {
+                value.to_str().ok_or_else(|| "UTF-8".to_owned()).and_then(|text| set(target, text))
+            }
+            Set::Path(set) => set(target, value),
+        };
+        result.map_err(|right| {
+            let shown = if self.is_secret() { String::new() } else { format!(" {}", quoted(value)) };
+            format!("{said_by}{shown}: must be {right}")
+        })
     }
 }
 
@@ -62,21 +80,20 @@ pub(crate) fn read<T>(
             lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => return Ok(Read::Version),
             lexopt::Arg::Long(name) => {
                 let setting = tables.iter().copied().flatten().find(|setting| setting.name == name);
-                let setting =
-                    setting.ok_or_else(|| format!("no option --{name}; {command} --help lists them"))?;
-                let text = if setting.value.is_empty() {
+                let setting = setting.ok_or_else(|| {
+                    format!("no option --{}; {command} --help lists them", name.escape_debug())
+                })?;
+                let value = if setting.value.is_empty() {
                     "true".into()
                 } else {
                     let value = arguments.value();
-                    let value = value.map_err(|_| format!("--{} needs a {}", setting.name, setting.value))?;
-                    value.into_string().map_err(|_| format!("--{} is not UTF-8", setting.name))?
+                    value.map_err(|_| format!("--{} needs a {}", setting.name, setting.value))?
                 };
-                setting.set_to(&mut target, &text, &setting.flag())?;
+                setting.set_to(&mut target, &value, &setting.flag())?;
             }
-            lexopt::Arg::Value(word) => {
-                words.push(word.into_string().map_err(|word| format!("{} is not UTF-8", word.display()))?);
-            }
+            lexopt::Arg::Value(word) => words.push(word),
             lexopt::Arg::Short(letter) => {
+                let letter = letter.escape_debug();
                 return Err(format!("no option -{letter}; {command} --help lists what there is"));
             }
         }
@@ -143,14 +160,21 @@ pub(crate) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-pub(crate) fn path(text: &str) -> Result<PathBuf, String> {
-    if text.is_empty() { Err("a path".to_owned()) } else { Ok(text.into()) }
+/// A value in one line, whatever its bytes are.
+#[allow(clippy::unnecessary_debug_formatting, reason = "line ends and what is no text are to be seen")]
+pub(crate) fn quoted(value: &OsStr) -> String {
+    format!("{value:?}")
 }
 
-/// The token that a file holds; one line end behind it is not part of it.
-pub(crate) fn token_in(file: &str) -> Result<Token, String> {
+pub(crate) fn path(path: &OsStr) -> Result<PathBuf, String> {
+    if path.is_empty() { Err("a path".to_owned()) } else { Ok(path.into()) }
+}
+
+/// The token that a file holds; a byte order mark before it and one line end behind it are not part of it.
+pub(crate) fn token_in(file: &OsStr) -> Result<Token, String> {
     let text = std::fs::read_to_string(file).map_err(|error| format!("a file that can be read: {error}"))?;
-    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let line = text.strip_suffix('\n').unwrap_or(text);
     Token::new(line.strip_suffix('\r').unwrap_or(line)).map_err(|right| format!("a file that holds {right}"))
 }
 

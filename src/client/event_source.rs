@@ -10,12 +10,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
-use ureq::config::{ConfigBuilder, RedirectAuthHeaders};
-use ureq::http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use ureq::config::ConfigBuilder;
+use ureq::http::header::{
+    ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, DATE, LOCATION, RETRY_AFTER,
+};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
 use ureq::typestate::AgentScope;
 use ureq::{Agent, Body, BodyReader};
 
+use crate::client::proxy::{failure, proxy_for};
+use crate::client::url::{check_url, invalid, redirected};
 use crate::clock::random_between;
 use crate::lock::lock;
 use crate::server::config::Token;
@@ -57,6 +61,9 @@ pub struct EventSourceInit {
     pub token: Option<Token>,
     /// Further headers of each request, to whatever host. Default: none.
     pub headers: Vec<(String, String)>,
+    /// Asked through this proxy, `http://[USER:PASSWORD@]HOST[:PORT]`; empty: through none. Default: as curl, `http_proxy` or
+    /// `https_proxy`, else `all_proxy`, but for what `no_proxy` lists, and for this machine.
+    pub proxy: Option<String>,
     /// Where to begin, as from an earlier [`EventSource::last_event_id`]. Default: empty, the present.
     pub last_event_id: String,
     /// How long to wait before a new connection until the stream's `retry:` says so. Default: 2 to 4 s, at random.
@@ -78,6 +85,7 @@ impl Default for EventSourceInit {
         EventSourceInit {
             token: None,
             headers: Vec::new(),
+            proxy: None,
             last_event_id: String::new(),
             reconnection_time: Duration::from_millis(random_between(2_000, 4_000)),
             tries_again: |_| false,
@@ -176,7 +184,7 @@ impl fmt::Display for Reason {
 ///
 /// With the feature `tls` it speaks HTTPS.
 pub struct EventSource {
-    url: String,
+    url: Uri,
     headers: HeaderMap,
     init: EventSourceInit,
     shared: Arc<Shared>,
@@ -261,10 +269,11 @@ impl EventSource {
     /// A source that listens as `init` says. Does not connect yet.
     ///
     /// # Errors
-    /// What is not a URL of HTTP or not a header, with the text in question; `https://` without the feature `tls`; and
-    /// the system's, if there can be no thread.
+    /// What is not a URL of HTTP (one with a user or a port that is none, too), not a header or not a proxy, with the text in
+    /// question unless it may be secret; `https://` without the feature `tls`; and the system's, if there can be no thread.
     pub fn with(url: &str, init: EventSourceInit) -> io::Result<EventSource> {
-        check_url(url)?;
+        let url = check_url(url)?;
+        proxy_for(&url, init.proxy.as_deref()).map_err(invalid)?;
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -293,7 +302,7 @@ impl EventSource {
         let watched = Arc::clone(&shared);
         let watch = thread::Builder::new().name("event-source".into()).spawn(move || watched.watch())?;
         Ok(EventSource {
-            url: url.to_owned(),
+            url,
             headers,
             shared,
             connection: None,
@@ -356,28 +365,13 @@ impl EventSource {
 
     /// One try. Blocks until the head of the answer is there.
     fn connect(&self) -> Result<Connection, (Reason, Again)> {
-        let config = agent_config()
-            .max_redirects(MAX_REDIRECTS)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .timeout_resolve(Some(CONNECT));
-        let agent: Agent = config.build().into();
+        let agent: Agent = agent_config().timeout_resolve(Some(CONNECT)).build().into();
         self.shared.use_agent(&agent);
-        let mut request = agent.get(&self.url);
-        if let Some(headers) = request.headers_mut() {
-            headers.clone_from(&self.headers);
-            // An id that no header can carry is as good as none.
-            if !self.last_event_id.is_empty()
-                && let Ok(id) = HeaderValue::from_bytes(self.last_event_id.as_bytes())
-            {
-                headers.insert("Last-Event-ID", id);
-            }
-        }
         self.shared.expect_within(Some(ANSWER));
-        let answer = request.call();
+        let answer = self.ask(&agent);
         self.shared.expect_within(None);
-        let mut answer = answer.map_err(|error| {
-            (self.shared.why(Reason::Cut(error.into_io().to_string()), ANSWER), Again::After(None))
-        })?;
+        let mut answer =
+            answer.map_err(|why| (self.shared.why(Reason::Cut(why), ANSWER), Again::After(None)))?;
         let status = answer.status();
         let content_type = header(&answer, &CONTENT_TYPE).unwrap_or_default();
         let essence = content_type.split(';').next().unwrap_or_default().trim();
@@ -389,7 +383,7 @@ impl EventSource {
                 unread: 0..0,
             });
         }
-        let again = match retry_after(&answer) {
+        let again = match retry_after(answer.headers()) {
             _ if status == StatusCode::NO_CONTENT => Again::Never,
             None if (self.init.tries_again)(status.as_u16()) => Again::After(None),
             None => Again::Never,
@@ -406,6 +400,36 @@ impl EventSource {
             }
         };
         Err((reason, again))
+    }
+
+    /// Asks, and goes where redirects lead. Not left to ureq: it would not judge the URLs, and keep to one proxy.
+    fn ask(&self, agent: &Agent) -> Result<Response<Body>, String> {
+        let mut url = self.url.clone();
+        let mut headers = self.headers.clone();
+        // An id that no header can carry is as good as none.
+        if !self.last_event_id.is_empty()
+            && let Ok(id) = HeaderValue::from_bytes(self.last_event_id.as_bytes())
+        {
+            headers.insert("Last-Event-ID", id);
+        }
+        for _ in 0..=MAX_REDIRECTS {
+            let proxy = proxy_for(&url, self.init.proxy.as_deref())?;
+            let mut request = agent.get(&url).config().proxy(proxy.clone()).build();
+            if let Some(empty) = request.headers_mut() {
+                empty.clone_from(&headers);
+            }
+            let answer = request.call().map_err(|error| failure(error, proxy.as_ref()))?;
+            let Some(location) = location(&answer) else {
+                return Ok(answer);
+            };
+            let next = redirected(&url, location).map_err(|error| format!("a redirect: {error}"))?;
+            if !is_as_trusted(&next, &url) {
+                headers.remove(AUTHORIZATION);
+                headers.remove(COOKIE);
+            }
+            url = next;
+        }
+        Err(format!("more than {MAX_REDIRECTS} redirects"))
     }
 
     /// Ends the connection, for good or until the next.
@@ -615,6 +639,10 @@ pub(crate) fn agent_config() -> ConfigBuilder<AgentScope> {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .user_agent(USER_AGENT)
+        // Where there is one, `proxy` says so for the URL in question.
+        .proxy(None)
+        // ureq would not judge where they lead, and turn PATCH and POST into GET.
+        .max_redirects(0)
         .timeout_connect(Some(CONNECT));
     #[cfg(feature = "tls")]
     let config = {
@@ -624,32 +652,36 @@ pub(crate) fn agent_config() -> ConfigBuilder<AgentScope> {
     config
 }
 
-/// Whether ureq as it was built can ask for this.
-pub(crate) fn check_url(url: &str) -> io::Result<Uri> {
-    let uri: Uri = url.parse().map_err(|error| invalid(format!("{url:?} is no URL: {error}")))?;
-    match uri.scheme_str() {
-        Some("http") => Ok(uri),
-        Some("https") if cfg!(feature = "tls") => Ok(uri),
-        Some("https") => Err(invalid(format!("{url}: https needs statecast built with the feature tls"))),
-        _ => Err(invalid(format!("{url:?} is no URL: it begins with http://"))),
-    }
-}
-
-fn invalid(text: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, text)
-}
-
 fn header<'a>(answer: &'a Response<Body>, name: &HeaderName) -> Option<&'a str> {
     answer.headers().get(name)?.to_str().ok()
 }
 
-/// When an answer asks to be tried again: seconds from now, or a date.
-pub(crate) fn retry_after(answer: &Response<Body>) -> Option<Duration> {
-    let text = header(answer, &RETRY_AFTER)?.trim();
-    let time = match text.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        // A date that is over is now.
-        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+/// Where an answer leads on. One that is no text is none that anybody could go to.
+fn location(answer: &Response<Body>) -> Option<&str> {
+    let is_redirect = matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    let location = answer.headers().get(LOCATION).filter(|_| is_redirect)?;
+    Some(location.to_str().unwrap_or("://"))
+}
+
+/// Whether what is for `from` alone may go to `to`, too: the same host, and not in clear where it was not.
+fn is_as_trusted(to: &Uri, from: &Uri) -> bool {
+    let host = |url: &Uri| url.host().unwrap_or_default().to_ascii_lowercase();
+    let is_https = |url: &Uri| url.scheme_str() == Some("https");
+    host(to) == host(from) && (is_https(to) || !is_https(from))
+}
+
+/// When an answer asks to be tried again: seconds from now, or a date by the clock of the server.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
+    let date = |text| httpdate::parse_http_date(text).ok();
+    let after: &str = text(RETRY_AFTER)?;
+    let time = if !after.is_empty() && after.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than fit are a long time all the same.
+        after.parse().map_or(A_DAY, Duration::from_secs)
+    } else {
+        // Our own clock may be wrong: a Pi has none while it is off. A date that is over is now.
+        let now = text(DATE).and_then(date).unwrap_or_else(SystemTime::now);
+        date(after)?.duration_since(now).unwrap_or_default()
     };
     Some(time.clamp(SHORTEST_WAIT, A_DAY))
 }
@@ -708,6 +740,56 @@ mod tests {
             let is_random = waits.iter().any(|wait| *wait != waits[0]);
             assert_eq!(is_random, range.start() != range.end(), "{failures}, {time}: {waits:?}");
         }
+    }
+
+    #[test]
+    fn retry_after_is_a_day_at_most_and_a_date_counts_by_the_clock_of_the_server() {
+        const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+        let day = Some(86_400_000);
+        let table = [
+            ("7", "", Some(7_000)),
+            (" 7 ", NOW, Some(7_000)),
+            ("0", "", Some(100)),
+            ("000000000000000000000000000001", "", Some(1_000)),
+            ("86401", "", day),
+            ("2147484", "", day),
+            ("18446744073709551615", "", day),
+            ("99999999999999999999999999", "", day),
+            ("-1", "", None),
+            ("+1", "", None),
+            ("1.5", "", None),
+            ("1e3", "", None),
+            ("NaN", "", None),
+            ("Infinity", "", None),
+            ("1, 2", "", None),
+            ("", "", None),
+            ("soon", NOW, None),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", NOW, Some(10_000)),
+            ("Sunday, 06-Nov-94 08:49:47 GMT", NOW, Some(10_000)),
+            ("Sun Nov  6 08:49:47 1994", NOW, Some(10_000)),
+            ("Sun, 06 Nov 1994 08:49:27 GMT", NOW, Some(100)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", NOW, day),
+            // Without a clock of the server's there is our own.
+            ("Sun, 06 Nov 1994 08:49:47 GMT", "", Some(100)),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", "yesterday", Some(100)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", "", day),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT", Some(100)),
+            ("Sun, 06 Nov 1994 08:49:47", NOW, None),
+            ("Sun, 36 Nov 1994 08:49:47 GMT", NOW, None),
+        ];
+        for (after, date, expected) in table {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(after));
+            if !date.is_empty() {
+                headers.insert(DATE, HeaderValue::from_static(date));
+            }
+            let time = retry_after(&headers).map(|time| time.as_millis());
+            assert_eq!(time, expected, "{after:?} at {date:?}");
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, HeaderValue::from_bytes(b"\xff").unwrap());
+        assert_eq!(retry_after(&headers), None);
+        assert_eq!(retry_after(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How a server is to run: what can be set, in one table.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,7 +8,8 @@ use std::time::Duration;
 
 use subtle::ConstantTimeEq;
 
-use crate::cli::settings::{self, Read, Setting, count, duration, path, size, switch, token_in};
+use crate::cli::settings::Set::{Path, Text};
+use crate::cli::settings::{self, Read, Setting, count, duration, path, quoted, size, switch, token_in};
 
 /// How a server is to run. `Config::default()` is what the command does without options, but for the port.
 ///
@@ -97,152 +99,152 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         value: "HOST:PORT",
         default: "127.0.0.1:8080",
         help: "where to listen; 0.0.0.0:8080 for the whole network",
-        set: |config, text| {
+        set: Text(|config, text| {
             let addresses = std::net::ToSocketAddrs::to_socket_addrs(text);
             config.listen = addresses.map_err(|_| "an address, such as 127.0.0.1:8080".to_owned())?.collect();
             Ok(())
-        },
+        }),
     },
     Setting {
         name: "document",
         value: "FILE",
         default: "",
         help: "keep the document in this file; without it a restart forgets it",
-        set: |config, text| path(text).map(|path| config.document = Some(path)),
+        set: Path(|config, file| path(file).map(|path| config.document = Some(path))),
     },
     Setting {
         name: "heartbeat",
         value: "TIME",
         default: "15s",
         help: "time between heartbeat events",
-        set: |config, text| duration(text).map(|time| config.heartbeat = time),
+        set: Text(|config, text| duration(text).map(|time| config.heartbeat = time)),
     },
     Setting {
         name: "retry",
         value: "TIME",
         default: "3s",
         help: "how long clients wait before they reconnect, a third more or less",
-        set: |config, text| duration(text).map(|time| config.retry = time),
+        set: Text(|config, text| duration(text).map(|time| config.retry = time)),
     },
     Setting {
         name: "history",
         value: "SIZE",
         default: "4M",
         help: "what is kept for clients that were away",
-        set: |config, text| size(text).map(|bytes| config.history_bytes = bytes),
+        set: Text(|config, text| size(text).map(|bytes| config.history_bytes = bytes)),
     },
     Setting {
         name: "max-clients",
         value: "COUNT",
         default: "10000",
         help: "clients at once; fewer if descriptors or memory do not suffice",
-        set: |config, text| {
+        set: Text(|config, text| {
             config.max_clients = count(text).ok().filter(|count| *count > 0).ok_or("a number from 1")?;
             Ok(())
-        },
+        }),
     },
     Setting {
         name: "max-clients-per-address",
         value: "COUNT",
         default: "100",
         help: "clients of one address, but for this machine's; 0 for no limit, behind a proxy",
-        set: |config, text| count(text).map(|count| config.max_clients_per_address = count),
+        set: Text(|config, text| count(text).map(|count| config.max_clients_per_address = count)),
     },
     Setting {
         name: "max-body",
         value: "SIZE",
         default: "1M",
         help: "the largest request body",
-        set: |config, text| size(text).map(|bytes| config.max_body_bytes = bytes),
+        set: Text(|config, text| size(text).map(|bytes| config.max_body_bytes = bytes)),
     },
     Setting {
         name: "max-document",
         value: "SIZE",
         default: "4M",
         help: "the largest document",
-        set: |config, text| size(text).map(|bytes| config.max_document_bytes = bytes),
+        set: Text(|config, text| size(text).map(|bytes| config.max_document_bytes = bytes)),
     },
     Setting {
         name: "client-buffer",
         value: "SIZE",
         default: "64K",
         help: "a client's send buffer; the kernel takes about twice as much",
-        set: |config, text| size(text).map(|bytes| config.client_buffer_bytes = bytes),
+        set: Text(|config, text| size(text).map(|bytes| config.client_buffer_bytes = bytes)),
     },
     Setting {
         name: "grace",
         value: "TIME",
         default: "5s",
         help: "how long stopping may take",
-        set: |config, text| duration(text).map(|time| config.grace = time),
+        set: Text(|config, text| duration(text).map(|time| config.grace = time)),
     },
     Setting {
         name: "public",
         value: "DIR",
         default: "",
         help: "serve this folder instead of the built-in page",
-        set: |config, text| path(text).map(|path| config.public = Some(path)),
+        set: Path(|config, file| path(file).map(|path| config.public = Some(path))),
     },
     Setting {
         name: "publish-token",
         value: "TOKEN",
         default: "",
         help: "who has it may write, from wherever; needed behind a proxy",
-        set: |config, text| Token::new(text).map(|token| config.publish_token = Some(token)),
+        set: Text(|config, text| Token::new(text).map(|token| config.publish_token = Some(token))),
     },
     Setting {
         name: "publish-token-file",
         value: "FILE",
         default: "",
         help: "the same, read from a file",
-        set: |config, text| token_in(text).map(|token| config.publish_token = Some(token)),
+        set: Path(|config, file| token_in(file).map(|token| config.publish_token = Some(token))),
     },
     Setting {
         name: "subscribe-token",
         value: "TOKEN",
         default: "",
         help: "who has it, or the publish token, may read; without one anybody may",
-        set: |config, text| Token::new(text).map(|token| config.subscribe_token = Some(token)),
+        set: Text(|config, text| Token::new(text).map(|token| config.subscribe_token = Some(token))),
     },
     Setting {
         name: "subscribe-token-file",
         value: "FILE",
         default: "",
         help: "the same, read from a file",
-        set: |config, text| token_in(text).map(|token| config.subscribe_token = Some(token)),
+        set: Path(|config, file| token_in(file).map(|token| config.subscribe_token = Some(token))),
     },
     Setting {
         name: "allow-origin",
         value: "ORIGIN",
         default: "",
         help: "let pages of this origin in; once for each, or several with commas between",
-        set: |config, text| {
+        set: Text(|config, text| {
             for origin in text.split(',') {
                 config.allow_origin.push(Origin::new(origin.trim())?);
             }
             Ok(())
-        },
+        }),
     },
     Setting {
         name: "open",
         value: "",
         default: "",
         help: "let anybody who can connect write, not this machine alone",
-        set: |config, text| switch(text).map(|on| config.open = on),
+        set: Text(|config, text| switch(text).map(|on| config.open = on)),
     },
     Setting {
         name: "lab",
         value: "",
         default: "",
         help: "let whoever may write break connections, to see clients heal: GET /lab",
-        set: |config, text| switch(text).map(|on| config.lab = on),
+        set: Text(|config, text| switch(text).map(|on| config.lab = on)),
     },
     Setting {
         name: "verbose",
         value: "",
         default: "",
         help: "log publishes, too",
-        set: |config, text| switch(text).map(|on| config.verbose = on),
+        set: Text(|config, text| switch(text).map(|on| config.verbose = on)),
     },
 ];
 
@@ -309,15 +311,15 @@ impl Config {
     /// What the arguments of `statecast serve` say, and the environment where they do not.
     pub(crate) fn read(
         arguments: lexopt::Parser,
-        variable: impl Fn(&str) -> Option<String>,
+        variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Read<Config>, String> {
         let mut config = Config { log: true, ..Config::default() };
         for setting in SETTINGS {
             // The first is the command's own default; the page and the README say 8080.
-            let default = Some(setting.default).filter(|_| setting.name == "listen").map(str::to_owned);
+            let default = Some(setting.default).filter(|_| setting.name == "listen").map(OsString::from);
             let variable_name = setting.variable();
-            if let Some(text) = variable(&variable_name).or(default) {
-                setting.set_to(&mut config, &text, &variable_name)?;
+            if let Some(value) = variable(&variable_name).or(default) {
+                setting.set_to(&mut config, &value, &variable_name)?;
             }
         }
         let (config, words) = match settings::read("statecast", &[SETTINGS], config, arguments)? {
@@ -325,7 +327,8 @@ impl Config {
             other => return Ok(other),
         };
         if let Some(word) = words.first() {
-            return Err(format!("unexpected argument {word:?}; statecast --help lists what there is"));
+            let word = quoted(word);
+            return Err(format!("unexpected argument {word}; statecast --help lists what there is"));
         }
         if config.open && config.publish_token.is_some() {
             return Err("--open and --publish-token contradict each other: who may write?".to_owned());
@@ -336,12 +339,15 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
         let variable = |name: &str| {
             let found = variables.iter().find(|(key, _)| *key == name);
-            found.map(|(_, value)| (*value).to_owned())
+            found.map(|(_, value)| OsString::from(value))
         };
         match Config::read(lexopt::Parser::from_args(arguments), variable)? {
             Read::All(config, _) => Ok(config),
@@ -353,7 +359,7 @@ mod tests {
     fn the_help_states_the_defaults_that_are_used() {
         let mut config = Config::default();
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
-            (setting.set)(&mut config, setting.default).unwrap();
+            setting.set_to(&mut config, setting.default.as_ref(), setting.name).unwrap();
         }
         let default = Config { listen: config.listen.clone(), ..Config::default() };
         assert_eq!(format!("{config:?}"), format!("{default:?}"));
@@ -397,6 +403,56 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_text_is_refused_by_name_and_never_taken_for_not_set() {
+        let value = OsStr::from_bytes(b"s3cr\xfct");
+        let read = |arguments: Vec<OsString>, name: &str| {
+            let variable = |other: &str| (other == name).then(|| value.to_owned());
+            Config::read(lexopt::Parser::from_args(arguments), variable)
+        };
+        for setting in SETTINGS {
+            let (flag, variable) = (format!("--{}", setting.name), setting.variable());
+            let flagged =
+                (!setting.value.is_empty()).then(|| read(vec![flag.clone().into(), value.into()], ""));
+            let joined = [OsStr::new(&flag), OsStr::new("="), value].join(OsStr::new(""));
+            let said = [
+                (&*flag, flagged),
+                (&*flag, Some(read(vec![joined], ""))),
+                (&*variable, Some(read(Vec::new(), &variable))),
+            ];
+            for (name, result) in said {
+                let is_path = matches!(setting.name, "document" | "public");
+                match result {
+                    Some(Ok(Read::All(config, _))) if is_path => {
+                        assert_eq!(config.document.or(config.public).unwrap(), value, "{name}");
+                    }
+                    Some(Err(line)) if !is_path => {
+                        assert!(line.contains(name), "{line}");
+                        assert_eq!(line.lines().count(), 1, "{line}");
+                        assert!(!line.contains("s3cr") || setting.value != "TOKEN", "{line}");
+                    }
+                    None => {}
+                    other => panic!("{name}: {other:?}"),
+                }
+            }
+        }
+        let word = read(vec![value.into()], "").unwrap_err();
+        assert_eq!(word, r#"unexpected argument "s3cr\xFCt"; statecast --help lists what there is"#);
+        assert!(read(vec![OsStr::from_bytes(b"--op\xfcen").into()], "").is_err());
+        let option = read(vec!["--op\nen".into()], "").unwrap_err();
+        assert_eq!(option, r"no option --op\nen; statecast --help lists them");
+    }
+
+    #[test]
+    fn a_variable_that_is_empty_is_not_one_that_is_not_set() {
+        for setting in SETTINGS {
+            // To a switch an empty text says no, which is what it is without.
+            let result = parse(&[], &[(&setting.variable(), "")]);
+            assert_eq!(result.is_ok(), setting.value.is_empty(), "{}: {result:?}", setting.name);
+            assert!(!result.is_ok_and(|config| config.open || config.lab));
+        }
+    }
+
+    #[test]
     fn a_token_never_reaches_an_error_or_debug() {
         let config = parse(&["--publish-token", "s3cret", "--subscribe-token=other"], &[]).unwrap();
         assert!(config.publish_token.as_ref().unwrap().is("s3cret"));
@@ -420,10 +476,19 @@ mod tests {
         std::fs::write(&path, "s3cret\n").unwrap();
         let config = parse(&["--publish-token-file", file], &[]).unwrap();
         assert!(config.publish_token.unwrap().is("s3cret"));
-        std::fs::write(&path, "\n").unwrap();
-        assert!(
-            parse(&["--publish-token-file", file], &[]).unwrap_err().contains("must be a file that holds")
-        );
+        for same in ["\u{feff}s3cret\r\n", "s3cret"] {
+            std::fs::write(&path, same).unwrap();
+            let config = parse(&[], &[("STATECAST_SUBSCRIBE_TOKEN_FILE", file)]).unwrap();
+            assert!(config.subscribe_token.unwrap().is("s3cret"), "{same:?}");
+        }
+        for wrong in
+            [&b""[..], b"\n", b"\xef\xbb\xbf", b"s3cret\n\n", b"s3cret ", b"s3cr\xfct\n", b"\xff\xfes\0"]
+        {
+            std::fs::write(&path, wrong).unwrap();
+            let line = parse(&["--publish-token-file", file], &[]).unwrap_err();
+            assert!(line.starts_with("--publish-token-file ") && !line.contains("s3cr"), "{line}");
+            assert!(line.contains("must be a file that "), "{line}");
+        }
         std::fs::remove_file(&path).unwrap();
         assert!(parse(&["--publish-token-file", file], &[]).unwrap_err().contains("a file that can be read"));
     }

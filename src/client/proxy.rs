@@ -1,0 +1,296 @@
+//! Which proxy a URL is asked through: the one that was named, else the environment's as curl reads it; and without any what
+//! is on this machine.
+//!
+//! `event_source` and `publish` ask it for each URL. The one rule: a proxy that was set is used or refused, never left out in
+//! silence, and its password is shown to nobody. ureq's own reading of the environment takes `HTTPS_PROXY` for `http://`,
+//! too, and leaves out what it does not understand (ureq 3.5 proxy.rs, `try_from_env`).
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv6Addr};
+
+use ureq::Proxy;
+use ureq::http::Uri;
+
+use crate::client::url::check_authority;
+
+/// The proxy for a URL; `None`: none. `named` counts for every URL, and says none where it is empty.
+pub(crate) fn proxy_for(uri: &Uri, named: Option<&str>) -> Result<Option<Proxy>, String> {
+    proxy_in(&|name| std::env::var_os(name), uri, named)
+}
+
+/// The same in another environment.
+pub(crate) fn proxy_in(
+    variable: &dyn Fn(&str) -> Option<OsString>,
+    uri: &Uri,
+    named: Option<&str>,
+) -> Result<Option<Proxy>, String> {
+    match named {
+        Some("") => return Ok(None),
+        Some(named) => return read(named).map(Some).map_err(|right| format!("the proxy: must be {right}")),
+        None => {}
+    }
+    let host =
+        uri.host().unwrap_or_default().trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
+    if is_this_machine(&host) {
+        return Ok(None);
+    }
+    // As with curl, one that is empty is none; and HTTP_PROXY is not read, for a CGI program has it from whoever asks it.
+    let first = |variables: &[&'static str]| {
+        variables.iter().find_map(|name| Some((*name, variable(name).filter(|value| !value.is_empty())?)))
+    };
+    let is_https = uri.scheme_str() == Some("https");
+    let of_scheme: &[_] = if is_https { &["https_proxy", "HTTPS_PROXY"] } else { &["http_proxy"] };
+    let Some(proxy) = first(of_scheme).or_else(|| first(&["all_proxy", "ALL_PROXY"])) else {
+        return Ok(None);
+    };
+    let text =
+        |(name, value): (&str, OsString)| value.into_string().map_err(|_| format!("{name}: must be UTF-8"));
+    let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+    let exempt = first(&["no_proxy", "NO_PROXY"]).map(text).transpose()?.unwrap_or_default();
+    if exempt.split([',', ' ', '\t']).any(|entry| matches(entry, &host, port)) {
+        return Ok(None);
+    }
+    let name = proxy.0;
+    read(&text(proxy)?).map(Some).map_err(|right| format!("{name}: must be {right}"))
+}
+
+/// A proxy that we can speak with; else what would be right.
+pub(crate) fn read(text: &str) -> Result<Proxy, String> {
+    let right = || "a proxy of HTTP, such as http://proxy.example:3128".to_owned();
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let uri: Uri = url.parse().map_err(|_| right())?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") if cfg!(feature = "tls") => {}
+        Some("https") => {
+            return Err(format!("{}; https needs statecast built with the feature tls", right()));
+        }
+        _ => return Err(right()),
+    }
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host_and_port = authority.rsplit('@').next().unwrap_or_default();
+    check_authority(host_and_port).map_err(|why| format!("{}: {why}", right()))?;
+    Proxy::new(&url).map_err(|_| right())
+}
+
+/// What went wrong, and whether it was with a proxy: beyond it we see nothing.
+pub(crate) fn failure(error: ureq::Error, proxy: Option<&Proxy>) -> String {
+    let error = error.into_io();
+    match proxy {
+        Some(proxy) => format!("the proxy {}:{}: {error}", proxy.host(), proxy.port()),
+        None => error.to_string(),
+    }
+}
+
+/// Whether a host is this machine by its name. Names are not resolved.
+fn is_this_machine(host: &str) -> bool {
+    if let Ok(address) = host.parse::<Ipv6Addr>() {
+        return match address.to_ipv4_mapped() {
+            Some(address) => address.is_loopback() || address.is_unspecified(),
+            None => address.is_loopback() || address.is_unspecified(),
+        };
+    }
+    // 127.1 is short for 127.0.0.1.
+    let is_loopback = host
+        .strip_prefix("127.")
+        .is_some_and(|rest| rest.chars().all(|letter| letter.is_ascii_digit() || letter == '.'));
+    is_loopback || host == "0.0.0.0" || host == "localhost" || host.ends_with(".localhost")
+}
+
+/// Whether an entry of `NO_PROXY` names the host: `example.org` with all names below it, also as `.example.org` or
+/// `*.example.org`; an address; a net, `10.0.0.0/8`; each with `:PORT` for that port alone; or `*`.
+fn matches(entry: &str, host: &str, port: u16) -> bool {
+    if entry == "*" {
+        return true;
+    }
+    // An address of IPv6 has colons of its own.
+    let (name, is_port) = match entry.rsplit_once(':') {
+        Some((name, digits)) if !name.contains(':') || name.ends_with(']') => {
+            (name, digits.parse() == Ok(port))
+        }
+        _ => (entry, true),
+    };
+    let name = name.trim_start_matches('[').trim_end_matches([']', '.']).to_ascii_lowercase();
+    if !is_port || name.is_empty() {
+        return false;
+    }
+    if let Ok(address) = host.parse() {
+        return is_within(address, &name);
+    }
+    let name = name.trim_start_matches('*').trim_start_matches('.');
+    !name.is_empty() && host.strip_suffix(name).is_some_and(|below| below.is_empty() || below.ends_with('.'))
+}
+
+/// Whether an address is the one of the text, or within its net.
+fn is_within(address: IpAddr, net: &str) -> bool {
+    let (net, bits) = net.split_once('/').unwrap_or((net, ""));
+    let all_bits = if address.is_ipv4() { 32 } else { 128 };
+    let bits = if bits.is_empty() { Some(all_bits) } else { bits.parse().ok() };
+    let (Some(bits), Ok(net)) = (bits.filter(|bits| *bits <= all_bits), net.parse()) else {
+        return false;
+    };
+    match (address, net) {
+        (IpAddr::V4(address), IpAddr::V4(net)) => {
+            (address.to_bits() ^ net.to_bits()).checked_shr(all_bits - bits).unwrap_or(0) == 0
+        }
+        (IpAddr::V6(address), IpAddr::V6(net)) => {
+            (address.to_bits() ^ net.to_bits()).checked_shr(all_bits - bits).unwrap_or(0) == 0
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+
+    /// Host and port of the proxy.
+    fn proxy(url: &str, named: Option<&str>, variables: Variables) -> Result<Option<String>, String> {
+        let variable = |name: &str| {
+            variables.iter().find(|(other, _)| *other == name).map(|(_, value)| OsString::from(value))
+        };
+        let proxy = proxy_in(&variable, &url.parse().unwrap(), named)?;
+        Ok(proxy.map(|proxy| format!("{}:{}", proxy.host(), proxy.port())))
+    }
+
+    #[test]
+    fn a_proxy_is_for_its_scheme_alone_as_curl_has_it() {
+        let (http, https) = ("http://example.org/", "https://example.org/");
+        let table: [(&str, Variables, Option<&str>); 16] = [
+            (http, &[], None),
+            (http, &[("http_proxy", "http://p:1")], Some("p:1")),
+            (https, &[("http_proxy", "http://p:1")], None),
+            (http, &[("HTTPS_PROXY", "http://p:1"), ("https_proxy", "http://p:2")], None),
+            (https, &[("HTTPS_PROXY", "http://p:1")], Some("p:1")),
+            (https, &[("HTTPS_PROXY", "http://p:1"), ("https_proxy", "http://p:2")], Some("p:2")),
+            // Of a CGI program it is a header of the request.
+            (http, &[("HTTP_PROXY", "http://p:1")], None),
+            (http, &[("ALL_PROXY", "http://p:1")], Some("p:1")),
+            (https, &[("all_proxy", "http://p:1"), ("ALL_PROXY", "http://p:2")], Some("p:1")),
+            (http, &[("http_proxy", "http://p:1"), ("all_proxy", "http://p:2")], Some("p:1")),
+            (http, &[("http_proxy", ""), ("all_proxy", "http://p:2")], Some("p:2")),
+            (http, &[("http_proxy", ""), ("all_proxy", "")], None),
+            (http, &[("http_proxy", "p:1")], Some("p:1")),
+            (http, &[("http_proxy", "user:s3:c@ret@p:1/")], Some("p:1")),
+            (http, &[("http_proxy", "http://[fe80::1]:3128")], Some("[fe80::1]:3128")),
+            (http, &[("http_proxy", "http://p")], Some("p:80")),
+        ];
+        for (url, variables, expected) in table {
+            assert_eq!(proxy(url, None, variables), Ok(expected.map(str::to_owned)), "{url} {variables:?}");
+        }
+    }
+
+    #[test]
+    fn this_machine_is_asked_without_a_proxy_unless_one_is_named() {
+        let variables = ["http_proxy", "https_proxy", "all_proxy"].map(|name| (name, "http://p:1"));
+        let hosts = [
+            "localhost",
+            "LocalHost",
+            "localhost.",
+            "a.localhost",
+            "127.0.0.1",
+            "127.9.9.9",
+            "127.1",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "0.0.0.0",
+            "[::]",
+        ];
+        for host in hosts {
+            for url in [format!("http://{host}/a"), format!("https://{host}:8080/a")] {
+                assert_eq!(proxy(&url, None, &variables), Ok(None), "{url}");
+                assert_eq!(proxy(&url, Some("q:2"), &variables), Ok(Some("q:2".into())), "{url}");
+            }
+        }
+        for host in [
+            "localhost.example.org",
+            "127.example.org",
+            "notlocalhost",
+            "128.0.0.1",
+            "[::2]",
+            "[::ffff:10.0.0.1]",
+        ] {
+            assert_eq!(proxy(&format!("http://{host}/"), None, &variables), Ok(Some("p:1".into())), "{host}");
+            assert_eq!(proxy(&format!("http://{host}/"), Some(""), &variables), Ok(None), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_no_proxy_lists_is_asked_directly() {
+        let table = [
+            ("example.org", "*", true),
+            ("example.org", "a, *", true),
+            ("example.org", "example.org", true),
+            ("www.example.org", "example.org", true),
+            ("WWW.example.ORG.", "Example.org.", true),
+            ("www.example.org", ".example.org", true),
+            ("www.example.org", "*.example.org", true),
+            ("example.org", "a.org b.org,example.org", true),
+            ("example.org:8080", "example.org:8080", true),
+            ("example.org", "example.org:80", true),
+            ("example.org", "example.org:8080", false),
+            ("notexample.org", "example.org", false),
+            ("example.org.evil", "example.org", false),
+            ("example.org", "www.example.org", false),
+            ("example.org", "", false),
+            ("example.org", ",, .,*.", false),
+            ("10.0.0.1", "10.0.0.1", true),
+            ("10.0.0.1:8080", "10.0.0.1:8080", true),
+            ("10.0.0.1", "10.0.0.10,0.0.1", false),
+            ("10.0.0.1", "10.0.0.0/8", true),
+            ("10.0.0.1", "11.0.0.0/8", false),
+            ("10.0.0.1", "11.0.0.0/0", true),
+            ("10.0.0.1", "10.0.0.1/33,10.0.0.1/-1,10.0.0.1/x,::/0", false),
+            ("[fe80::1]", "fe80::1", true),
+            ("[fe80::1]:81", "[FE80:0::1]:81", true),
+            ("[fe80::1]:81", "[fe80::1]:82", false),
+            ("[fe80::1]", "fe80::/10", true),
+            ("[fe80::1]", "fe80::2/128,0.0.0.0/0", false),
+        ];
+        for (host, no_proxy, is_exempt) in table {
+            for name in ["no_proxy", "NO_PROXY"] {
+                let variables = [("http_proxy", "p:1"), (name, no_proxy)];
+                let found = proxy(&format!("http://{host}/"), None, &variables).unwrap();
+                assert_eq!(found.is_none(), is_exempt, "{host} {no_proxy}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_spoken_with_is_refused_by_its_name_and_its_password_not_shown() {
+        let wrong = [
+            "socks5://user:s3cret@p:1",
+            "socks4a://p",
+            "ftp://p",
+            "http://",
+            "http://user:s3cret@",
+            "http://user:s3cret@p:80800",
+            "user:s3cret@p:",
+            "p:+1",
+            "http://user:s3%ffcret@p:1",
+            "s3 cret",
+            "http://user:s3cret@p:1 ",
+            "://p",
+        ];
+        for text in wrong {
+            let line = proxy("http://a/", None, &[("all_proxy", text)]).unwrap_err();
+            assert!(line.starts_with("all_proxy: must be a proxy of HTTP, such as http://"), "{line}");
+            assert!(!line.contains("s3") && !line.contains("cret"), "{line}");
+            assert_eq!(proxy("https://a/", None, &[("http_proxy", text)]), Ok(None), "it is not asked");
+            assert!(proxy("http://a/", Some(text), &[]).unwrap_err().starts_with("the proxy: must be"));
+        }
+        for wrong in ["http_proxy", "no_proxy"] {
+            let variable = |name: &str| {
+                let value = if name == wrong { OsStr::from_bytes(b"s3cr\xfct") } else { "p:1".as_ref() };
+                Some(value.to_owned())
+            };
+            let line = proxy_in(&variable, &"http://a/".parse().unwrap(), None).unwrap_err();
+            assert_eq!(line, format!("{wrong}: must be UTF-8"));
+        }
+    }
+}
