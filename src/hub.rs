@@ -88,6 +88,8 @@ struct State {
     history: History,
     /// Older ids are not known: those of an earlier process, and those from before history was forgotten.
     start: EventId,
+    /// What the sequence of an id begins with.
+    random_part: u32,
     /// The hub thread's place in history.
     read: EventId,
     unread_bytes: usize,
@@ -122,13 +124,14 @@ impl Hub {
         log: Log,
         changed: Sender<()>,
     ) -> Result<(Arc<Hub>, Threads), StartError> {
-        let start = EventId::first(now_ms());
+        let random_part = EventId::random_part();
+        let start = EventId::first(now_ms(), random_part);
         let mut document = Document::new(start, settings.max_document_bytes);
         let patch = document.patch(None, saved).map_err(StartError::Document)?;
         document.apply(patch, start);
         let (doorbell, bell) = bounded(1);
         let (late, for_late) = bounded(1);
-        let state = State::new(document, start, settings.history_bytes);
+        let state = State::new(document, start, random_part, settings.history_bytes);
         let hub = Arc::new(Hub {
             settings,
             metrics: Arc::default(),
@@ -597,8 +600,9 @@ impl Threads {
     }
 }
 
+            random_part,
 impl State {
-    fn new(document: Document, start: EventId, history_bytes: usize) -> State {
+    fn new(document: Document, start: EventId, random_part: u32, history_bytes: usize) -> State {
         State {
             document,
             history: History::new(start, history_bytes),
@@ -614,7 +618,7 @@ impl State {
     }
 
     fn next_id(&self) -> EventId {
-        self.history.last_id().next(now_ms())
+        self.history.last_id().next(now_ms(), self.random_part)
     }
 
     fn publish(&mut self, entry: Entry) {
@@ -787,6 +791,32 @@ mod tests {
     #[test]
     fn a_forgotten_id_is_a_restart_and_the_place_of_the_next_init_is_known() {
         let start = EventId::first(1_000);
+    #[test]
+    fn an_id_of_another_process_in_the_same_milliseconds_is_not_known() {
+        let mut states = [7, 8_000].map(|random_part| {
+            let start = EventId::first(1_000, random_part);
+            let mut state = State::new(Document::new(start, 10_000), start, random_part, 1_000_000);
+            // A clock that stands still, was set, was set back and goes on.
+            for now in [1_000, 1_000, 1_001, 9_000_000, 9_000_000, 1_002, 9_000_001] {
+                let id = state.history.last_id().next(now, state.random_part);
+                state.publish(Entry::update(id, &Patch::new()));
+            }
+            state
+        });
+        for _ in 0..2 {
+            let [state, other] = &states;
+            let issued: Vec<EventId> =
+                state.history.after(state.start).unwrap().map(|entry| entry.id).collect();
+            assert_eq!(issued.len(), 7);
+            assert!(issued.is_sorted());
+            for id in issued {
+                assert_eq!(state.resume(Some(id)), Place::After(id));
+                assert!(matches!(other.resume(Some(id)), Place::Nowhere(_)), "{id}");
+            }
+            states.reverse();
+        }
+    }
+
         let mut state = State::new(Document::new(start, 1_000), start, 1_000);
         let before = state.history.last_id();
         assert_eq!(state.resume(Some(before)), Place::After(before));

@@ -187,6 +187,27 @@ fn history_serves_a_topic_nobody_listened_to() {
     put(address, "/state/b", "1");
     request(address, "POST", "/events/a?event=alert", &[], "hot\nhot");
     let mut stream = Stream::resume(address, "/events/a", &first.to_string());
+#[test]
+fn ids_of_servers_that_run_at_the_same_time_differ() {
+    let servers = [start(), start(), start()];
+    let mut parts: Vec<u64> = servers
+        .iter()
+        .flat_map(|server| {
+            let ids: Vec<String> = (0..10)
+                .map(|count| put(server.address(), "/state/a", &count.to_string()).to_string())
+                .collect();
+            let parts = ids.iter().map(|id| id.split_once('-').unwrap().1.parse::<u64>().unwrap());
+            // Ten ids of one server are near each other.
+            let (low, high) = (parts.clone().min().unwrap(), parts.max().unwrap());
+            assert!(high - low < 10, "{ids:?}");
+            [low, high]
+        })
+        .collect();
+    parts.sort_unstable();
+    // Of two servers they are not, but by a chance of one in a hundred million.
+    assert!(parts[2] - parts[1] > 10 && parts[4] - parts[3] > 10, "{parts:?}");
+}
+
     assert_eq!(stream.next().json()["resume"], "replay");
     let alert = stream.next();
     assert_eq!((alert.name.as_str(), alert.data.as_str()), ("alert", "hot\nhot"));
