@@ -28,7 +28,8 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 
 /// What a stream's answer says, but for how its bytes are framed.
 pub(crate) const STREAM_HEADERS: [(&str, &str); 3] = [
-    ("Content-Type", "text/event-stream"),
+    // Without the charset some clients read text as Latin-1 (Python's requests).
+    ("Content-Type", "text/event-stream; charset=utf-8"),
     ("Cache-Control", "no-store, no-transform"),
     // nginx would keep events back until it has a buffer full of them.
     ("X-Accel-Buffering", "no"),
