@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 
-use crate::clock::random_between;
+use crate::clock::{http_date, random_between};
 use crate::connection::SlowPlace;
 use crate::document::{Refusal, to_json};
 use crate::event::EventId;
@@ -133,8 +133,8 @@ impl Answer {
                 (Box::new(Announced { file, left: length }), usize::try_from(length).ok())
             }
         };
-        let server = ("Server", "statecast".to_owned());
-        let headers = self.headers.into_iter().chain([server]).map(|(name, value)| {
+        let ours = [("Date", http_date()), ("Server", "statecast".to_owned())];
+        let headers = self.headers.into_iter().chain(ours).map(|(name, value)| {
             Header::from_bytes(name, value).expect("our headers are ASCII: nothing is echoed into them")
         });
         let status = StatusCode(self.status);

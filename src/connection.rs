@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tiny_http::{Header, Request, Response, ResponseBox};
 
 use crate::allocator::is_anybody_sleeping;
+use crate::clock::http_date;
 use crate::door::has_body_to_come;
 use crate::lock::lock;
 use crate::metrics::Metrics;
@@ -197,7 +198,7 @@ impl Connections {
 
     /// Drops a request that came after the end of its connection.
     pub fn drop_late(&self, request: Request) {
-        self.dismiss(request, Response::empty(400).boxed());
+        self.dismiss(request, empty_answer(400));
     }
 
     /// Closes whatever is open but streams.
@@ -310,6 +311,12 @@ impl Connections {
             request.respond(response).ok();
         }
     }
+}
+
+/// An answer that nobody is going to read.
+fn empty_answer(status: u16) -> ResponseBox {
+    let date = Header::from_bytes("Date", http_date()).expect("a date is ASCII");
+    Response::empty(status).with_header(date).boxed()
 }
 
 impl Connection {
@@ -461,7 +468,7 @@ impl Drop for Turn {
             self.connections.parked_bytes.fetch_sub(parked.weight(), Ordering::Relaxed);
             if let Parked::Request(request) = parked {
                 // Not under the lock: it is answered (request.rs:463), here into a socket that is shut.
-                self.connections.dismiss(request, Response::empty(503).boxed());
+                self.connections.dismiss(request, empty_answer(503));
             }
         }
     }

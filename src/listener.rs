@@ -172,6 +172,10 @@ impl Listener {
         }
         drop(guard);
         shared.connections.close_all();
+        // Left to tiny_http, a request is answered as it is dropped, body and date and all.
+        while let Ok(Some(request)) = current.http.try_recv() {
+            shared.connections.drop_late(request);
+        }
         self.keeper.join().ok();
     }
 }
