@@ -423,9 +423,9 @@ mod tests {
     }
 
     fn document(value: Value) -> Document {
-        let mut document = Document::new(EventId::first(1), 10_000);
+        let mut document = Document::new(EventId::first(1, 0), 10_000);
         let patch = document.patch(None, value).expect("a document");
-        document.apply(patch, EventId::first(2));
+        document.apply(patch, EventId::first(2, 0));
         document
     }
 
@@ -447,7 +447,7 @@ mod tests {
         let mut document = document(json!({"a":{"b":null,"c":[null,{"d":null}]},"e":null}));
         assert_eq!(text(&document), r#"{"a":{"c":[null,{"d":null}]}}"#);
         let put = document.put(None, json!({"a":{"x":null},"f":null,"g":{"h":{"i":null}}})).unwrap();
-        document.apply(put, EventId::first(3));
+        document.apply(put, EventId::first(3, 0));
         assert_eq!(text(&document), r#"{"a":{},"g":{"h":{}}}"#);
     }
 
@@ -457,12 +457,12 @@ mod tests {
         let a = Topic::parse("a").expect("a topic");
         let b = Topic::parse("b").expect("a topic");
         let patch = document.patch(Some(&a), json!(2)).unwrap();
-        document.apply(patch, EventId::first(7));
-        assert_eq!(document.get(Some(&a)), Some(("2".into(), EventId::first(7))));
-        assert_eq!(document.get(Some(&b)), Some(("1".into(), EventId::first(2))));
-        assert_eq!(document.get(None), Some((r#"{"a":2,"b":1}"#.into(), EventId::first(7))));
+        document.apply(patch, EventId::first(7, 0));
+        assert_eq!(document.get(Some(&a)), Some(("2".into(), EventId::first(7, 0))));
+        assert_eq!(document.get(Some(&b)), Some(("1".into(), EventId::first(2, 0))));
+        assert_eq!(document.get(None), Some((r#"{"a":2,"b":1}"#.into(), EventId::first(7, 0))));
         let gone = document.delete(Some(&a)).unwrap();
-        document.apply(gone, EventId::first(8));
+        document.apply(gone, EventId::first(8, 0));
         assert_eq!(document.get(Some(&a)), None);
         assert!(matches!(document.delete(Some(&a)), Err(Refusal::Absent(_))));
     }
@@ -480,10 +480,10 @@ mod tests {
         let large = document.patch(Some(&a), json!("x".repeat(10_000)));
         assert!(matches!(large, Err(Refusal::TooLarge(text)) if text.contains("larger than 10000 bytes")));
         let many = Value::Object((0..1_024).map(|n| (format!("t{n}"), json!(0))).collect());
-        let many = Document::new(EventId::first(1), usize::MAX).patch(None, many).map(|patch| patch.len());
+        let many = Document::new(EventId::first(1, 0), usize::MAX).patch(None, many).map(|patch| patch.len());
         assert_eq!(many, Ok(1_024));
         let many = Value::Object((0..1_025).map(|n| (format!("t{n}"), json!(0))).collect());
-        let many = Document::new(EventId::first(1), usize::MAX).put(None, many);
+        let many = Document::new(EventId::first(1, 0), usize::MAX).put(None, many);
         assert!(matches!(many, Err(Refusal::TooLarge(text)) if text.contains("1025 topics")));
         for body in [json!(1), json!([1]), json!(null), json!("a")] {
             assert!(matches!(document.patch(None, body), Err(Refusal::Invalid(_))));

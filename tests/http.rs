@@ -164,7 +164,10 @@ fn head_is_the_head_alone() {
     let address = server.address();
     put(address, "/state/a", "1");
     let of_stream = raw(address, "HEAD /events HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert_eq!((of_stream.status, of_stream.header("Content-Type")), (200, Some("text/event-stream")));
+    assert_eq!(
+        (of_stream.status, of_stream.header("Content-Type")),
+        (200, Some("text/event-stream; charset=utf-8"))
+    );
     assert_eq!(of_stream.body, "");
     let of_state = raw(address, "HEAD /state HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!((of_state.header("Content-Length"), of_state.body.as_str()), (Some("7"), ""));

@@ -294,6 +294,19 @@ fn swallowed_heartbeats_are_missing_and_nothing_else() {
 }
 
 #[test]
+fn who_gets_no_heartbeats_is_told_at_a_stop_when_to_come_back() {
+    let server = start_with(|config| (config.lab, config.heartbeat) = (true, Duration::from_secs(3_600)));
+    let address = server.address();
+    let (mut client, _other) = two_clients(address);
+    client.switch_on("swallow-heartbeats?for=1m");
+    client.stream.retry = None;
+    server.stop();
+    assert!(client.stream.next_or_end().is_some_and(|event| event.name == "heartbeat"));
+    assert!(client.stream.next_or_end().is_none());
+    assert!(client.stream.retry.is_some());
+}
+
+#[test]
 fn a_drip_sends_every_byte_in_a_chunk_of_its_own() {
     let server = start_lab();
     let address = server.address();
@@ -346,11 +359,11 @@ fn a_byte_order_mark_begins_the_next_stream_of_that_user_agent_alone() {
     assert!(stream.ends_cleanly());
     let first_line = |mut stream: Stream| {
         let chunk = String::from_utf8(stream.chunk().unwrap()).unwrap();
-        chunk.lines().next().unwrap().split(' ').next().unwrap().to_owned()
+        chunk.lines().next().unwrap().trim_end_matches(|letter: char| letter.is_ascii_digit()).to_owned()
     };
-    assert_eq!(first_line(open("other")), "retry:");
-    assert_eq!(first_line(open("tested")), "\u{feff}event:");
-    assert_eq!(first_line(open("tested")), "retry:");
+    assert_eq!(first_line(open("other")), "retry: ");
+    assert_eq!(first_line(open("tested")), "\u{feff}event: hello");
+    assert_eq!(first_line(open("tested")), "retry: ");
 }
 
 /// Publishes an event of each kind, and gives the ids.
@@ -479,7 +492,7 @@ fn a_wrong_type_is_no_stream() {
     let head = head_of(address, "/events");
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert_eq!(header(&head, "Content-Type"), Some("text/html"));
-    let is_stream = |head: &String| header(head, "Content-Type") == Some("text/event-stream");
+    let is_stream = |head: &String| header(head, "Content-Type") == Some("text/event-stream; charset=utf-8");
     wait_until(|| head_of(address, "/events"), is_stream);
     client.is_right_at(put(address, "/state/a", "1"));
 }

@@ -20,7 +20,7 @@ fn a_stream_is_these_bytes() {
     let mut connection = connect(address);
     write!(connection, "GET /events?max HTTP/1.0\r\n\r\n").unwrap();
     let mut stream = Stream::on(connection.try_clone().unwrap());
-    let expected = "HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\n\
+    let expected = "HTTP/1.0 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-store, no-transform\r\n\
                     X-Accel-Buffering: no\r\nConnection: close\r\n\r\n";
     assert_eq!(stream.head, expected);
     assert_eq!(stream.next().name, "hello");
@@ -30,22 +30,30 @@ fn a_stream_is_these_bytes() {
     server.stop();
     let mut rest = String::new();
     connection.read_to_string(&mut rest).unwrap();
-    let update = format!("id: {second}\nevent: update\ndata: {{\"temp\":21.7}}\n\nretry: ");
+    let update = format!("id: {second}\nevent: update\ndata: {{\"temp\":21.7}}\n\n");
     let seen = format!("{stream:?}{rest}");
-    assert!(seen.contains(&update), "{seen}");
+    let (_, last) = seen.split_once(&update).expect("the update came");
+    let digits = last.trim_matches(|letter: char| !letter.is_ascii_digit());
+    let (retry, time) = digits.split_once("\nevent: heartbeat\ndata: ").expect("a last heartbeat");
+    assert_eq!(last, format!("retry: {retry}\nevent: heartbeat\ndata: {time}\n\n"));
+    assert!((100..=1_000).contains(&retry.parse().unwrap()), "{retry}");
+    assert!(time.parse::<u64>().unwrap() > 1_700_000_000_000);
 }
 
 #[test]
-fn a_stream_begins_with_retry_and_hello_and_is_chunked() {
+fn a_stream_begins_with_hello_which_says_when_to_come_back_and_is_chunked() {
     let server = start();
     let mut stream = Stream::open(server.address(), "/events");
-    let expected = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\n\
+    let expected = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-store, no-transform\r\n\
                     X-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert_eq!(stream.head, expected);
     let hello = stream.next();
-    assert_eq!((hello.name.as_str(), &hello.id), ("hello", &None));
-    assert_eq!(hello.data, r#"{"client":1,"heartbeat_ms":15000,"resume":"init","reason":"first"}"#);
-    let retry = stream.retry.expect("retry comes before hello");
+    let retry = stream.retry.expect("retry is in the block of hello");
+    let data = r#"{"client":1,"heartbeat_ms":15000,"resume":"init","reason":"first"}"#;
+    assert_eq!(hello.data, data);
+    let seen = format!("{stream:?}");
+    let bytes = format!("\r\n\r\nretry: {retry}\nevent: hello\ndata: {data}\n\n");
+    assert!(seen.ends_with(&bytes), "{seen}");
     assert!((2_000..=4_000).contains(&retry), "{retry}");
     let init = stream.next();
     assert_eq!((init.name.as_str(), init.data.as_str()), ("init", "{}"));
@@ -177,6 +185,27 @@ fn an_id_of_the_process_before_is_answered_with_restart() {
     let server = start();
     let hello = Stream::resume(server.address(), "/events", &old.to_string()).next().json();
     assert_eq!(hello["reason"], "restart");
+}
+
+#[test]
+fn ids_of_servers_that_run_at_the_same_time_differ() {
+    let servers = [start(), start(), start()];
+    let mut parts: Vec<u64> = servers
+        .iter()
+        .flat_map(|server| {
+            let ids: Vec<String> = (0..10)
+                .map(|count| put(server.address(), "/state/a", &count.to_string()).to_string())
+                .collect();
+            let parts = ids.iter().map(|id| id.split_once('-').unwrap().1.parse::<u64>().unwrap());
+            // Ten ids of one server are near each other.
+            let (low, high) = (parts.clone().min().unwrap(), parts.max().unwrap());
+            assert!(high - low < 10, "{ids:?}");
+            [low, high]
+        })
+        .collect();
+    parts.sort_unstable();
+    // Of two servers they are not, but by a chance of one in a hundred million.
+    assert!(parts[2] - parts[1] > 10 && parts[4] - parts[3] > 10, "{parts:?}");
 }
 
 #[test]

@@ -283,13 +283,17 @@ mod tests {
             (vec![], hello("replay"), "the server goes on from a document that is not here"),
             (vec![&init], event("update", "{\"a\":2}", "5-0"), "update 5-0 came after 5-0"),
             (vec![&init], event("update", "{\"a\":2}", "4-9"), "update 4-9 came after 5-0"),
-            (vec![&init], event("update", "{\"a\":2}", ""), "update: an event id looks like 1763797512345-0"),
+            (
+                vec![&init],
+                event("update", "{\"a\":2}", ""),
+                "update: an event id looks like 1763797512345-482913",
+            ),
             (
                 vec![&init],
                 event("update", "{\"a\":", "6-0"),
                 "update 6-0 is no JSON: EOF while parsing a value at line 1 column 5",
             ),
-            (vec![&init], event("init", "{}", "x"), "init: an event id looks like 1763797512345-0"),
+            (vec![&init], event("init", "{}", "x"), "init: an event id looks like 1763797512345-482913"),
         ];
         for (before, event, why) in table {
             let mut follower = Follower::default();

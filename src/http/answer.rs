@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 
-use crate::clock::random_between;
+use crate::clock::{http_date, random_between};
 use crate::document::{Refusal, to_json};
 use crate::http::turn::SlowPlace;
 use crate::hub::Full;
@@ -28,7 +28,8 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 
 /// What a stream's answer says, but for how its bytes are framed.
 pub(crate) const STREAM_HEADERS: [(&str, &str); 3] = [
-    ("Content-Type", "text/event-stream"),
+    // Without the charset some clients read text as Latin-1 (Python's requests).
+    ("Content-Type", "text/event-stream; charset=utf-8"),
     ("Cache-Control", "no-store, no-transform"),
     // nginx would keep events back until it has a buffer full of them.
     ("X-Accel-Buffering", "no"),
@@ -132,8 +133,8 @@ impl Answer {
                 (Box::new(Announced { file, left: length }), usize::try_from(length).ok())
             }
         };
-        let server = ("Server", "statecast".to_owned());
-        let headers = self.headers.into_iter().chain([server]).map(|(name, value)| {
+        let ours = [("Date", http_date()), ("Server", "statecast".to_owned())];
+        let headers = self.headers.into_iter().chain(ours).map(|(name, value)| {
             Header::from_bytes(name, value).expect("our headers are ASCII: nothing is echoed into them")
         });
         let status = StatusCode(self.status);

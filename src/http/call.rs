@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use percent_encoding::percent_decode_str;
 use tiny_http::{HTTPVersion, Header, Method, Request};
 
+use crate::clock::is_http_date;
 use crate::http::allocator::for_stranger;
 use crate::http::turn::Turn;
 
@@ -163,7 +164,7 @@ fn check_head(target: &str, headers: &[Header]) -> Result<(), Unfit> {
 /// Whether some of the body has yet to come: tiny_http reads up to 1 KiB by itself (request.rs:184).
 pub(crate) fn has_body_to_come(request: &Request) -> bool {
     let headers = request.headers();
-    let waits = values(headers, "Expect").next().is_some()
+    let waits = expects(headers)
         || values(headers, "Connection").any(|value| value.to_ascii_lowercase().contains("upgrade"));
     is_chunked(headers) || request.body_length().is_some_and(|length| length > 1_024 || length > 0 && waits)
 }
@@ -174,7 +175,7 @@ pub(crate) fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Resul
     let declared = request.body_length();
     if declared.is_some_and(|length| length > max) {
         // With `Expect: 100-continue` the body does not come before we ask for it; without, it is on its way.
-        if values(request.headers(), "Expect").next().is_some() {
+        if expects(request.headers()) {
             turn.shut_read();
         }
         return Err(too_large());
@@ -182,6 +183,11 @@ pub(crate) fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Resul
     if declared.unwrap_or(0) == 0 && !is_chunked(request.headers()) {
         // With an upgrade, tiny_http's reader would go on to whatever comes (request.rs:180).
         return Ok(Vec::new());
+    }
+    if expects(request.headers()) && !is_http_date() {
+        // tiny_http dates its 100, and panics where it cannot (request.rs:364); dropping the request then ends the process.
+        turn.shut_read();
+        return Err(Unfit::new(417, "this machine's clock is wrong; send the body without Expect"));
     }
     let mut slow = turn.slow_place();
     if has_body_to_come(request) {
@@ -240,6 +246,11 @@ fn absolute(target: &str) -> Option<(&str, &str)> {
 fn bearer(authorization: &str) -> Option<String> {
     let (scheme, token) = authorization.split_once(' ')?;
     scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim().to_owned())
+}
+
+/// Whether it waits for a 100 before it sends its body; tiny_http answers any other expectation itself.
+fn expects(headers: &[Header]) -> bool {
+    values(headers, "Expect").next().is_some()
 }
 
 /// Chunks are the one coding that `check_head` lets through.

@@ -182,6 +182,10 @@ impl Listener {
         }
         drop(guard);
         shared.table.close_all();
+        // Left to tiny_http, a request is answered as it is dropped, body and date and all.
+        while let Ok(Some(request)) = current.http.try_recv() {
+            shared.table.answer_late(request);
+        }
         if let Some(keeper) = self.keeper {
             keeper.join().ok();
         }

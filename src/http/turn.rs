@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tiny_http::{Header, Request, Response, ResponseBox};
 
+use crate::clock::http_date;
 use crate::http::call::has_body_to_come;
 use crate::http::socket::{Identity, Sockets};
 use crate::hub::client::Wire;
@@ -213,7 +214,7 @@ impl Table {
 
     /// Drops a request that came after the end of its connection.
     pub fn answer_late(&self, request: Request) {
-        self.dismiss(request, Response::empty(400).boxed());
+        self.dismiss(request, empty_answer(400));
     }
 
     /// Closes whatever is open but streams.
@@ -248,6 +249,12 @@ impl Table {
             request.respond(response).ok();
         }
     }
+}
+
+/// An answer that nobody is going to read.
+fn empty_answer(status: u16) -> ResponseBox {
+    let date = Header::from_bytes("Date", http_date()).expect("a date is ASCII");
+    Response::empty(status).with_header(date).boxed()
 }
 
 impl Connection {
@@ -391,7 +398,7 @@ impl Drop for Turn {
             self.table.unpark(&mut state)
         } {
             if let Parked::Request(request) = parked {
-                self.table.dismiss(request, Response::empty(503).boxed());
+                self.table.dismiss(request, empty_answer(503));
             }
         }
     }

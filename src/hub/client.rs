@@ -242,8 +242,8 @@ pub(crate) enum Progress {
 }
 
 impl Client {
-    /// A client that is catching up from `place`. Its stream begins with its HTTP head and `first`.
-    pub fn new(id: u64, audience: Audience, place: Place, arrival: Arrival, first: &Chunk) -> Client {
+    /// A client that is catching up from `place`. Its stream begins with its HTTP head and, if given, `first`.
+    pub fn new(id: u64, audience: Audience, place: Place, arrival: Arrival, first: Option<&Chunk>) -> Client {
         let Arrival { wire, chunked, head, address, user_agent, limits } = arrival;
         let last_event_id = match place {
             Place::After(id) => Some(id),
@@ -257,7 +257,9 @@ impl Client {
             Stream { wire: Some(wire), chunked, place, pending, written: None, quota, ending: false, status };
         let range = 0..head.len();
         stream.pending.append(Arc::new(head), range);
-        stream.append(first);
+        if let Some(first) = first {
+            stream.append(first);
+        }
         let stream = Mutex::new(stream);
         Client { id, address, audience, user_agent, connected_at_ms: now_ms(), limits, stream }
     }
@@ -341,16 +343,16 @@ impl Client {
         Progress::Blocked
     }
 
-    /// Ends the stream cleanly: a last `retry:`, if given, and the last chunk. `None` if somebody else is catching
+    /// Ends the stream cleanly: a last event, if given, and the last chunk. `None` if somebody else is catching
     /// it up, who will see it through.
-    pub fn end(&self, retry: Option<Chunk>) -> Option<Progress> {
+    pub fn end(&self, last: Option<Chunk>) -> Option<Progress> {
         let mut stream = self.lock();
         let was_live = stream.status.live;
         if stream.ending || stream.wire.is_none() {
             return None;
         }
-        if let Some(retry) = retry {
-            stream.append(&retry);
+        if let Some(last) = last {
+            stream.append(&last);
         }
         stream.finish();
         was_live.then(|| stream.push())

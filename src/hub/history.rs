@@ -209,7 +209,7 @@ mod tests {
     use serde_json::json;
 
     fn id(ms: u64) -> EventId {
-        EventId::first(ms)
+        EventId::first(ms, 0)
     }
 
     fn entry(ms: u64, patch: Value) -> Entry {
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(ids_after(&history, id(12)), Some(vec!["13-0".into(), "14-0".into()]));
         let all = vec!["12-0".into(), "13-0".into(), "14-0".into()];
         assert_eq!(ids_after(&history, id(11)), Some(all), "the last evicted id");
-        for gone in [id(1), id(10), id(5), id(15), id(12).next(12)] {
+        for gone in [id(1), id(10), id(5), id(15), id(12).next(12, 0)] {
             assert_eq!(ids_after(&history, gone), None, "{gone}");
         }
     }

@@ -91,6 +91,8 @@ struct State {
     history: History,
     /// Older ids are not known: those of an earlier process, and those from before history was forgotten.
     start: EventId,
+    /// What the sequence of an id begins with.
+    random_part: u32,
     /// The hub thread's place in history.
     read: EventId,
     unread_bytes: usize,
@@ -125,13 +127,14 @@ impl Hub {
         log: Log,
         changed: Sender<()>,
     ) -> Result<(Arc<Hub>, Threads), StartError> {
-        let start = EventId::first(now_ms());
+        let random_part = EventId::random_part();
+        let start = EventId::first(now_ms(), random_part);
         let mut document = Document::new(start, settings.max_document_bytes);
         let patch = document.patch(None, saved).map_err(StartError::Document)?;
         document.apply(patch, start);
         let (doorbell, bell) = bounded(1);
         let (late, for_late) = bounded(1);
-        let state = State::new(document, start, settings.history_bytes);
+        let state = State::new(document, start, random_part, settings.history_bytes);
         let hub = Arc::new(Hub {
             settings,
             metrics: Arc::default(),
@@ -233,19 +236,14 @@ impl Hub {
     /// Puts a client that was admitted on the list and brings it up to date; `last_event_id` is what it said it
     /// has. Blocks for as long as a few writes to a socket that does not block.
     pub fn join(&self, audience: Audience, last_event_id: Option<EventId>, arrival: Arrival) {
-        let mut first = format!("retry: {}\n\n", self.jittered_retry()).into_bytes();
         let (client, stopping) = {
             let mut state = self.lock();
             state.last_client += 1;
             let id = state.last_client;
             let place = state.resume(last_event_id);
-            let mut ends = Vec::new();
-            if let Place::After(_) = place {
-                self.write_hello(&mut first, id, "replay", "known");
-                ends.push((None, first.len()));
-            }
-            let first = Chunk::new(&first, ends);
-            let client = Arc::new(Client::new(id, audience.clone(), place, arrival, &first));
+            // Whoever gets the document gets its hello with it, in `following`.
+            let first = matches!(place, Place::After(_)).then(|| self.hello(id, "replay", "known"));
+            let client = Arc::new(Client::new(id, audience.clone(), place, arrival, first.as_ref()));
             state.audiences.entry(audience).or_default().clients.push(Arc::clone(&client));
             (client, state.stopping)
         };
@@ -340,12 +338,13 @@ impl Hub {
         random_between(retry * 2 / 3, retry * 4 / 3)
     }
 
-    fn write_hello(&self, out: &mut Vec<u8>, client: u64, resume: &str, reason: &str) {
+    /// Says how the stream goes on, and when to come back.
+    fn hello(&self, client: u64, resume: &str, reason: &str) -> Chunk {
         let heartbeat_ms = self.settings.heartbeat.as_millis() as u64;
         let data = format!(
             r#"{{"client":{client},"heartbeat_ms":{heartbeat_ms},"resume":"{resume}","reason":"{reason}"}}"#
         );
-        write_event(out, None, &EventName::HELLO, &data);
+        event_with_retry(self.jittered_retry(), &EventName::HELLO, &data)
     }
 
     /// What comes after a client's place, up to a pass's worth; `None` at the end of history.
@@ -368,10 +367,7 @@ impl Hub {
             self.metrics.lagged.add(1);
         }
         let (place, init) = self.lock().init(&client.audience);
-        let mut hello = Vec::new();
-        self.write_hello(&mut hello, client.id, "init", &reason.to_string());
-        let end = hello.len();
-        let hello = Chunk::new(&hello, vec![(None, end)]);
+        let hello = self.hello(client.id, "init", &reason.to_string());
         Some(Following { chunks: vec![Arc::new(hello), init], place })
     }
 
@@ -557,8 +553,8 @@ impl Hub {
         true
     }
 
-    fn end(&self, client: Arc<Client>, retry: Option<Chunk>) {
-        match client.end(retry) {
+    fn end(&self, client: Arc<Client>, last: Option<Chunk>) {
+        match client.end(last) {
             Some(Progress::Blocked) => self.hand_over(client),
             Some(Progress::Gone(error)) => self.remove(&client, &error),
             Some(Progress::Done) | None => {}
@@ -587,8 +583,9 @@ impl Threads {
         // 300 a second: what a small machine answers with ease.
         let window = (clients.len() as u64 * 1_000 / 300).clamp(1_000, 30_000);
         for client in clients {
-            let retry = format!("retry: {}\n\n", random_between(100, window));
-            hub.end(client, Some(Chunk::new(retry.as_bytes(), Vec::new())));
+            let retry = random_between(100, window);
+            let last = event_with_retry(retry, &EventName::HEARTBEAT, &now_ms().to_string());
+            hub.end(client, Some(last));
         }
         hub.watch.wait(deadline, |_| (hub.size().0 == 0).then_some(()));
         hub.cut_all("the server stopped");
@@ -599,11 +596,12 @@ impl Threads {
 }
 
 impl State {
-    fn new(document: Document, start: EventId, history_bytes: usize) -> State {
+    fn new(document: Document, start: EventId, random_part: u32, history_bytes: usize) -> State {
         State {
             document,
             history: History::new(start, history_bytes),
             start,
+            random_part,
             read: start,
             unread_bytes: 0,
             audiences: HashMap::new(),
@@ -615,7 +613,7 @@ impl State {
     }
 
     fn next_id(&self) -> EventId {
-        self.history.last_id().next(now_ms())
+        self.history.last_id().next(now_ms(), self.random_part)
     }
 
     fn publish(&mut self, entry: Entry) {
@@ -774,6 +772,15 @@ fn chunk_of(entries: &[Arc<Entry>], audience: &Audience) -> Option<Chunk> {
     (!ends.is_empty()).then(|| Chunk::new(&frames, ends))
 }
 
+/// An event without an id whose block also says when to come back, in milliseconds. Not in a block of its own: a block
+/// without data is an empty event to many clients (httpx-sse, sseclient, fetch-event-source).
+fn event_with_retry(retry: u64, name: &EventName, data: &str) -> Chunk {
+    let mut frame = format!("retry: {retry}\n").into_bytes();
+    write_event(&mut frame, None, name, data);
+    let end = frame.len();
+    Chunk::new(&frame, vec![(None, end)])
+}
+
 /// Why a hub does not start.
 #[derive(Debug)]
 pub(crate) enum StartError {
@@ -786,9 +793,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_id_of_another_process_in_the_same_milliseconds_is_not_known() {
+        let mut states = [7, 8_000].map(|random_part| {
+            let start = EventId::first(1_000, random_part);
+            let mut state = State::new(Document::new(start, 10_000), start, random_part, 1_000_000);
+            // A clock that stands still, was set, was set back and goes on.
+            for now in [1_000, 1_000, 1_001, 9_000_000, 9_000_000, 1_002, 9_000_001] {
+                let id = state.history.last_id().next(now, state.random_part);
+                state.publish(Entry::update(id, &Patch::new()));
+            }
+            state
+        });
+        for _ in 0..2 {
+            let [state, other] = &states;
+            let issued: Vec<EventId> =
+                state.history.after(state.start).unwrap().map(|entry| entry.id).collect();
+            assert_eq!(issued.len(), 7);
+            assert!(issued.is_sorted());
+            for id in issued {
+                assert_eq!(state.resume(Some(id)), Place::After(id));
+                assert!(matches!(other.resume(Some(id)), Place::Nowhere(_)), "{id}");
+            }
+            states.reverse();
+        }
+    }
+
+    #[test]
     fn a_forgotten_id_is_a_restart_and_the_place_of_the_next_init_is_known() {
-        let start = EventId::first(1_000);
-        let mut state = State::new(Document::new(start, 1_000), start, 1_000);
+        let start = EventId::first(1_000, 7);
+        let mut state = State::new(Document::new(start, 1_000), start, 7, 1_000);
         let before = state.history.last_id();
         assert_eq!(state.resume(Some(before)), Place::After(before));
         state.forget();

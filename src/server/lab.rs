@@ -398,16 +398,18 @@ impl FaultyWire {
     fn treat(&mut self, events: &[u8]) {
         let fault = self.fault();
         let text = std::str::from_utf8(events).expect("whole events are text");
-        for frame in text.split_inclusive("\n\n") {
+        for mut frame in text.split_inclusive("\n\n") {
             self.count += 1;
             if !self.opening.is_empty() {
-                if frame.starts_with("retry: ") {
-                    // Who does not know the mark would lose this line and not notice.
-                    continue;
+                // Who does not know the mark loses its line, and would not notice the loss of this one.
+                let (first, rest) = frame.split_once('\n').unwrap_or((frame, ""));
+                if first.starts_with("retry: ") {
+                    frame = rest;
                 }
                 self.events.extend(std::mem::take(&mut self.opening).as_bytes());
             }
             match fault {
+                // A last one goes on: it begins with the time to come back.
                 Some(Fault::SwallowHeartbeats) if frame.starts_with("event: heartbeat\n") => {}
                 Some(Fault::Comments) => self.events.extend(with_comments(frame).as_bytes()),
                 Some(Fault::OddFraming) => self.events.extend(odd(frame, self.count).as_bytes()),

@@ -85,7 +85,8 @@ impl Pages {
         let file = File::open(&real)?;
         let metadata = file.metadata()?;
         let length = metadata.len();
-        let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let modified =
+            metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_else(|before| before.duration());
         let tag = format!("\"{:x}-{length:x}\"", modified.as_nanos());
         Ok(Page {
             content_type: content_type(&real.to_string_lossy()),

@@ -8,13 +8,17 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::clock::random_between;
+
 /// The id of an event, `<unix ms>-<sequence>`: the wire's `id:` field and the browser's `lastEventId`.
 ///
-/// Ids of one server rise strictly, whatever its clock does. The form is that of a Redis Streams id.
+/// Ids of one server rise strictly, whatever its clock does. The form is that of a Redis Streams id. In each millisecond
+/// the sequence begins with a random number of the server's own: servers that ran at the same time by their clocks have
+/// different ids.
 ///
 /// ```
-/// let id: statecast::EventId = "1763797512345-0".parse().unwrap();
-/// assert!(id < "1763797512345-1".parse().unwrap());
+/// let id: statecast::EventId = "1763797512345-482913".parse().unwrap();
+/// assert!(id < "1763797512345-482914".parse().unwrap());
 /// assert!("1763797512345".parse::<statecast::EventId>().is_err());
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,15 +28,25 @@ pub struct EventId {
 }
 
 impl EventId {
-    /// The first id of a server that starts at `now_ms`.
-    pub(crate) fn first(now_ms: u64) -> EventId {
-        EventId { ms: now_ms, sequence: 0 }
+    /// A random number for `first` and `next`, one for each server. A board without a clock boots at the same time each
+    /// time, and clients come back with the ids of an earlier boot.
+    ///
+    /// It has 32 bits, because where the clock stands still or was set back all events of a server share one millisecond,
+    /// and history holds some 30,000 of them. With 20 bits one in 35 of those clients would name one of them by chance,
+    /// with 32 bits one in 140,000. More bits would make every id longer.
+    pub(crate) fn random_part() -> u32 {
+        random_between(0, u64::from(u32::MAX)) as u32
+    }
+
+    /// The first id in a millisecond of the server that has this random part.
+    pub(crate) fn first(now_ms: u64, random_part: u32) -> EventId {
+        EventId { ms: now_ms, sequence: random_part.into() }
     }
 
     /// The id after this one: the clock's, unless the clock stands still or went back.
-    pub(crate) fn next(self, now_ms: u64) -> EventId {
+    pub(crate) fn next(self, now_ms: u64, random_part: u32) -> EventId {
         if now_ms > self.ms {
-            EventId::first(now_ms)
+            EventId::first(now_ms, random_part)
         } else {
             EventId { ms: self.ms, sequence: self.sequence + 1 }
         }
@@ -51,7 +65,7 @@ pub struct MalformedId;
 
 impl fmt::Display for MalformedId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an event id looks like 1763797512345-0")
+        f.write_str("an event id looks like 1763797512345-482913")
     }
 }
 
@@ -181,9 +195,9 @@ mod tests {
     #[test]
     fn an_update_is_these_bytes() {
         let mut out = Vec::new();
-        let id = Some(EventId::first(1_763_797_512_345));
+        let id = Some(EventId::first(1_763_797_512_345, 482_913));
         write_event(&mut out, id, &EventName::UPDATE, r#"{"temp":21.7}"#);
-        let expected = "id: 1763797512345-0\nevent: update\ndata: {\"temp\":21.7}\n\n";
+        let expected = "id: 1763797512345-482913\nevent: update\ndata: {\"temp\":21.7}\n\n";
         assert_eq!(String::from_utf8_lossy(&out), expected);
     }
 
@@ -210,21 +224,21 @@ mod tests {
     #[test]
     fn ids_rise_while_the_clock_stands_or_jumps_back() {
         let clock = [5, 5, 3, 6, 1, 1, 7];
-        let mut id = EventId::first(5);
+        let mut id = EventId::first(5, 40);
         let mut seen = Vec::new();
         for now in clock {
-            let next = id.next(now);
+            let next = id.next(now, 40);
             assert!(next > id);
             id = next;
             seen.push(id.to_string());
         }
-        assert_eq!(seen, ["5-1", "5-2", "5-3", "6-0", "6-1", "6-2", "7-0"]);
+        assert_eq!(seen, ["5-41", "5-42", "5-43", "6-40", "6-41", "6-42", "7-40"]);
     }
 
     #[test]
     fn ids_rise_across_a_restart() {
-        let before = EventId::first(1_000).next(1_000).next(900);
-        assert!(EventId::first(1_001) > before);
+        let before = EventId::first(1_000, u32::MAX).next(1_000, u32::MAX).next(900, u32::MAX);
+        assert!(EventId::first(1_001, 0) > before);
     }
 
     #[test]

@@ -416,7 +416,7 @@ mod tests {
             let mut expected = Vec::new();
             for (number, (name, data)) in (0_u64..).zip(&events) {
                 // No name of the server's own begins so.
-                let (id, name) = (EventId::first(number), format!("x{name}"));
+                let (id, name) = (EventId::first(number, 0), format!("x{name}"));
                 write_event(&mut stream, Some(id), &EventName::parse(&name).unwrap(), data);
                 // Every kind of line end is one LF when it comes back.
                 let data = data.replace("\r\n", "\n").replace('\r', "\n");

@@ -308,9 +308,7 @@ impl Stream {
                         );
                         return Some(event);
                     }
-                    if self.is_lenient {
-                        "message".clone_into(&mut event.name);
-                    }
+                    panic!("a block without data, an empty event to many clients, after {}", self.seen);
                 }
                 "event" => value.clone_into(&mut event.name),
                 "id" if value.contains('\0') && self.is_lenient => {}
