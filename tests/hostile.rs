@@ -201,7 +201,7 @@ fn a_head_without_end_does_not_take_the_memory() {
     witness.goes_on();
     let before = (server.resident_kib(), wait_until(|| server.count_in("fd"), |count| *count < 16));
     let medium = format!("X: {}\r\n", "x".repeat(100_000));
-    let stream = "GET /events HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n";
+    let stream = "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\n";
     let kinds = [
         ("GET /", "x"),
         ("GET / HTTP/1.1\r\nX: ", "x"),
@@ -254,7 +254,7 @@ fn a_head_without_end_behind_a_slow_reader_is_cut() {
     put(address, "/state/large", &text);
     let mut reader = connect_narrow(address);
     let mut writer = reader.try_clone().unwrap();
-    writer.write_all(b"GET /state/large HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nX: ").unwrap();
+    writer.write_all(b"GET /state/large HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nX: ").unwrap();
     let writer = thread::spawn(move || {
         let piece = vec![b'x'; 64 << 10];
         (0..512).try_for_each(|_| writer.write_all(&piece)).is_err()
@@ -334,7 +334,7 @@ fn requests_that_wait_take_a_bounded_amount_of_memory() {
     let before = server.resident_kib();
     // 48 MB behind answers that nobody reads.
     let large = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\nY: {0}\r\n\r\n", "x".repeat(60_000));
-    let bytes = format!("GET /state/large HTTP/1.1\r\nHost: x\r\n\r\n{}", large.repeat(40));
+    let bytes = format!("GET /state/large HTTP/1.1\r\nHost: localhost\r\n\r\n{}", large.repeat(40));
     let open: Vec<TcpStream> = (0..10)
         .map(|_| {
             let mut connection = connect_narrow(address);

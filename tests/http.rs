@@ -163,10 +163,10 @@ fn head_is_the_head_alone() {
     let server = start();
     let address = server.address();
     put(address, "/state/a", "1");
-    let of_stream = raw(address, "HEAD /events HTTP/1.1\r\nHost: x\r\n\r\n");
+    let of_stream = raw(address, "HEAD /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!((of_stream.status, of_stream.header("Content-Type")), (200, Some("text/event-stream")));
     assert_eq!(of_stream.body, "");
-    let of_state = raw(address, "HEAD /state HTTP/1.1\r\nHost: x\r\n\r\n");
+    let of_state = raw(address, "HEAD /state HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!((of_state.header("Content-Length"), of_state.body.as_str()), (Some("7"), ""));
     assert_eq!(get(address, "/clients").body, "[]");
 }
@@ -252,11 +252,6 @@ fn a_foreign_page_or_a_forwarded_request_cannot_write() {
     ] {
         assert_eq!(write(&headers).status, 200, "{headers}");
     }
-    assert_eq!(
-        raw(address, "GET /state HTTP/1.1\r\nHost: evil.example\r\n\r\n").status,
-        200,
-        "reading is open"
-    );
 }
 
 #[test]
