@@ -359,6 +359,11 @@ impl Turn {
         }
     }
 
+    /// Ends the connection, once what was written has been sent.
+    pub fn close(&self) {
+        self.connection.close();
+    }
+
     /// Whether the peer has closed its side, or could have: where sockets can be found, one that is not has ended.
     pub fn has_ended(&self) -> bool {
         self.socket().map_or(cfg!(target_os = "linux"), |socket| socket.has_ended())

@@ -34,6 +34,7 @@
 //! | [`Capacity`] | how many clients and requests this machine carries |
 //! | `handle` | what a program does with a server of its own |
 //! | `answer`, `pages` | what goes back; the built-in page |
+//! | `conditions` | `If-Match` and `If-None-Match`: what a client takes to be there |
 //! | `document` | the document: [`merge`], [`diff`], and what is refused |
 //! | `event`, `history` | names, ids and frames; what was published last, kept once for everybody |
 //! | `hub` | the lock, the client list, and the one thread that writes to live clients |
@@ -66,6 +67,7 @@ mod answer;
 mod capacity;
 mod clock;
 mod commands;
+mod conditions;
 mod config;
 mod connection;
 mod document;
