@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use crate::sse::event::{EventId, Topic};
 
@@ -47,19 +47,51 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// How compressed data begins, where it says so: gzip, zlib, Zstandard, xz, LZ4, bzip2 and zip.
+const COMPRESSED: [&[u8]; 10] = [
+    b"\x1f\x8b",
+    b"x\x01",
+    b"x\x5e",
+    b"x\x9c",
+    b"x\xda",
+    b"\x28\xb5\x2f\xfd",
+    b"\xfd7zXZ",
+    b"\x04\x22\x4d\x18",
+    b"BZh",
+    b"PK\x03\x04",
+];
+
 /// JSON from the outside, which can hardly be part of a document of `max_bytes` where it has very many containers.
-/// Of a doubled key the last wins.
+/// Of a doubled key the last wins; a byte order mark at the start is skipped.
 ///
 /// # Errors
 /// Says where the text stops being JSON.
 pub(crate) fn parse(body: &[u8], max_bytes: usize) -> Result<Value, Refusal> {
-    let text =
-        std::str::from_utf8(body).map_err(|_| Refusal::Invalid("the body is not UTF-8; JSON is".into()))?;
+    let body = without_mark(body);
+    let no_json = |text: String| {
+        let is_compressed = COMPRESSED.iter().any(|start| body.starts_with(start));
+        let compressed = "the body is compressed, and compression is not spoken; send the JSON as it is";
+        Refusal::Invalid(if is_compressed { compressed.to_owned() } else { text })
+    };
+    let text = std::str::from_utf8(body)
+        .map_err(|_| no_json("the body is not UTF-8; JSON is, and compression is not spoken".into()))?;
     // Before anything is made of it.
     if containers_in(text) * CONTAINER_WEIGHT > max_bytes {
         return Err(too_heavy(max_bytes));
     }
-    serde_json::from_str(text).map_err(|error| Refusal::Invalid(format!("the body is not JSON: {error}")))
+    serde_json::from_str(text).map_err(|error| {
+        let error = error.to_string();
+        // serde_json goes 127 levels deep, and has no other way of saying so.
+        if error.starts_with("recursion limit exceeded") {
+            return Refusal::Invalid(format!("the JSON is too deep: more than {MAX_DEPTH} levels"));
+        }
+        no_json(format!("the body is not JSON: {error}"))
+    })
+}
+
+/// The text behind a byte order mark, which some editors and shells put before UTF-8.
+pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
 
 /// A value as JSON. Not `to_string`: it takes a detour through `fmt`, with serializers of its own.
@@ -116,12 +148,30 @@ fn diff_members(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<Strin
     }
     for (key, value) in new {
         match old.get(key) {
-            Some(was) if was == value => None,
+            Some(was) if is_same(was, value) => None,
             Some(was) => patch.insert(key.clone(), diff(was, value)),
             None => patch.insert(key.clone(), value.clone()),
         };
     }
     patch
+}
+
+/// Whether two values are the same JSON, but for the order of members. `-0.0` equals `0.0`, and is not the same.
+fn is_same(old: &Value, new: &Value) -> bool {
+    match (old, new) {
+        (Value::Number(old), Value::Number(new)) => {
+            let bits = |number: &Number| number.as_f64().map(f64::to_bits);
+            old == new && bits(old) == bits(new)
+        }
+        (Value::Array(old), Value::Array(new)) => {
+            old.len() == new.len() && old.iter().zip(new).all(|(old, new)| is_same(old, new))
+        }
+        (Value::Object(old), Value::Object(new)) => {
+            let has = |(key, old)| new.get(key).is_some_and(|new| is_same(old, new));
+            old.len() == new.len() && old.iter().all(has)
+        }
+        _ => old == new,
+    }
 }
 
 /// The document and the id of each topic's last change.
@@ -422,6 +472,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_number_that_is_written_differently_differs() {
+        let table = [
+            (r#"{"a":0.0}"#, r#"{"a":-0.0}"#, r#"{"a":-0.0}"#),
+            (r#"{"a":-0.0}"#, r#"{"a":0.0}"#, r#"{"a":0.0}"#),
+            (r#"{"a":0}"#, r#"{"a":-0}"#, r#"{"a":-0.0}"#),
+            (r#"{"a":1}"#, r#"{"a":1.0}"#, r#"{"a":1.0}"#),
+            (r#"{"a":1.0}"#, r#"{"a":1}"#, r#"{"a":1}"#),
+            (r#"{"a":[1,[0.0]]}"#, r#"{"a":[1,[-0.0]]}"#, r#"{"a":[1,[-0.0]]}"#),
+            (r#"{"a":{"b":0.0,"c":0.0}}"#, r#"{"a":{"b":0.0,"c":-0.0}}"#, r#"{"a":{"c":-0.0}}"#),
+            (r#"{"a":[{"b":0.0}]}"#, r#"{"a":[{"b":-0.0}]}"#, r#"{"a":[{"b":-0.0}]}"#),
+            (r#"{"a":[{"b":0.0,"c":1}]}"#, r#"{"a":[{"c":1,"b":0.0}]}"#, "{}"),
+            (r#"{"a":1e2}"#, r#"{"a":100.0}"#, "{}"),
+            (r#"{"a":9007199254740993}"#, r#"{"a":9007199254740992}"#, r#"{"a":9007199254740992}"#),
+        ];
+        let parse = |text: &str| parse(text.as_bytes(), 1 << 20).expect("JSON");
+        for (old, new, patch) in table {
+            assert_eq!(to_json(&diff(&parse(old), &parse(new))), patch, "{old} to {new}");
+        }
+    }
+
     fn document(value: Value) -> Document {
         let mut document = Document::new(EventId::first(1, 0), 10_000);
         let patch = document.patch(None, value).expect("a document");
@@ -495,10 +566,55 @@ mod tests {
     fn a_body_is_utf_8_and_json_and_its_last_key_wins() {
         let parse = |body: &[u8]| parse(body, 4 << 20);
         assert_eq!(parse(br#"{"a":1,"a":2}"#), Ok(json!({"a":2})));
-        for body in [&b"\xff"[..], b"", b"{", b"{}x", b"1e999999", b"\xef\xbb\xbf{}", b"'a'", b"nan"] {
+        for body in [&b"\xff"[..], b"", b"{", b"{}x", b"1e999999", b"'a'", b"nan"] {
             assert!(matches!(parse(body), Err(Refusal::Invalid(_))), "{body:?}");
         }
         assert!(matches!(parse("[".repeat(100_000).as_bytes()), Err(Refusal::Invalid(_))));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_once_and_at_the_start() {
+        let parse = |body: &[u8]| parse(body, 4 << 20);
+        assert_eq!(parse(b"\xef\xbb\xbf{}"), Ok(json!({})));
+        assert_eq!(parse(b"\xef\xbb\xbf \"\xef\xbb\xbf\""), Ok(json!("\u{feff}")));
+        for body in [
+            &b"\xef\xbb\xbf"[..],
+            b"\xef\xbb\xbf\xef\xbb\xbf1",
+            b" \xef\xbb\xbf1",
+            b"1\xef\xbb\xbf",
+            b"\xff\xfe1\0",
+        ] {
+            assert!(matches!(parse(body), Err(Refusal::Invalid(_))), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn json_that_is_too_deep_is_said_to_be_that() {
+        for levels in [128, 1_000] {
+            for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+                let body = open.repeat(levels) + "1" + &close.repeat(levels);
+                let refusal = parse(body.as_bytes(), 4 << 20).expect_err("too deep");
+                assert_eq!(refusal.to_string(), "the JSON is too deep: more than 100 levels");
+            }
+        }
+    }
+
+    #[test]
+    fn json_that_was_sent_compressed_is_said_to_be_that() {
+        // `1`, as gzip, zlib at two levels, zstd, xz, bzip2 and brotli give it.
+        let table: [&[u8]; 7] = [
+            b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x33\x04\0\xb7\xef\xdc\x83\x01\0\0\0",
+            b"x\x01\x33\x04\0\0\x32\0\x32",
+            b"x\x9c\x33\x04\0\0\x32\0\x32",
+            b"\x28\xb5\x2f\xfd\x20\x01\x09\0\0\x31",
+            b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46",
+            b"BZh91AY&SY",
+            b"\x0b\0\x80\x31\x03",
+        ];
+        for body in table {
+            let refusal = parse(body, 4 << 20).expect_err("no JSON").to_string();
+            assert!(refusal.contains("compression is not spoken"), "{body:?}: {refusal}");
+        }
     }
 
     #[test]
@@ -526,6 +642,7 @@ mod tests {
             any::<i64>().prop_map(Value::from),
             any::<u64>().prop_map(Value::from),
             any::<f64>().prop_map(Value::from).prop_filter("a number", |value| !value.is_null()),
+            prop::sample::select(&[0.0, -0.0][..]).prop_map(Value::from),
             "[ -~é\n\u{7}]{0,6}".prop_map(Value::from),
         ];
         let leaf = if nulls { prop_oneof![leaf, Just(Value::Null)].boxed() } else { leaf.boxed() };
@@ -549,7 +666,8 @@ mod tests {
     proptest! {
         #[test]
         fn merging_a_difference_gives_the_new_value(old in stored_value(), new in stored_value()) {
-            prop_assert_eq!(merged(old.clone(), diff(&old, &new)), new);
+            let merged = merged(old.clone(), diff(&old, &new));
+            prop_assert_eq!(merged.to_string(), new.to_string());
         }
 
         #[test]

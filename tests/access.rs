@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 
 use statecast::{Origin, Token};
@@ -63,12 +64,14 @@ fn a_listed_origin_may_read_and_write_and_no_other() {
         start_with(|config| config.allow_origin = vec![Origin::new("https://page.example").unwrap()]);
     let address = server.address();
     let listed = [("Origin", "https://page.example")];
+    let credentials = "Access-Control-Allow-Credentials";
     let foreign = [("Origin", "https://evil.example")];
     let allowed = "Access-Control-Allow-Origin";
     let read = request(address, "GET", "/state", &listed, "");
     assert_eq!((read.header(allowed), read.header("Vary")), (Some("https://page.example"), Some("Origin")));
     let read = request(address, "GET", "/state", &foreign, "");
     assert_eq!((read.status, read.header(allowed), read.header("Vary")), (200, None, Some("Origin")));
+    assert_eq!(read.header(credentials), None);
     assert_eq!(request(address, "PUT", "/state/a", &listed, "1").status, 200);
     assert_eq!(request(address, "PUT", "/state/a", &foreign, "1").status, 403);
     assert_eq!(request(address, "PUT", "/state/a", &[("Origin", "null")], "1").status, 403);
@@ -87,7 +90,9 @@ fn a_listed_origin_may_read_and_write_and_no_other() {
         preflight.header("Access-Control-Allow-Methods"),
         Some("GET, HEAD, POST, PATCH, PUT, DELETE, OPTIONS")
     );
-    assert!(preflight.header("Access-Control-Allow-Headers").unwrap().contains("Authorization"));
+    for name in ["Authorization", "Content-Type", "If-Match", "If-None-Match", "Last-Event-ID"] {
+        assert!(preflight.header("Access-Control-Allow-Headers").unwrap().contains(name));
+    }
     assert_eq!(ask("https://evil.example").header(allowed), None);
     let head = format!("GET /events HTTP/1.1\r\nHost: {address}\r\nOrigin: https://page.example\r\n\r\n");
     let stream = Stream::request(address, &head);
@@ -121,7 +126,15 @@ fn no_way_of_writing_a_host_makes_a_foreign_one_ours() {
         (200, "/state/a", "Host: [::ffff:127.0.0.1]\r\n"),
         (200, "http://localhost/state/a", "Host: localhost\r\n"),
         (200, "HTTP://127.0.0.1:8080/state/a", "Host: evil.example\r\n"),
-        (403, "/state/a", "Host: localhost.\r\n"),
+        (200, "/state/a", "Host: localhost.\r\n"),
+        (200, "/state/a", "Host: LOCALHOST.:8080\r\n"),
+        (200, "/state/a", "Host: a.localhost.\r\n"),
+        (200, "/state/a", "Host: 127.0.0.1.\r\n"),
+        (403, "/state/a", "Host: localhost..\r\n"),
+        (403, "/state/a", "Host: .\r\n"),
+        (403, "/state/a", "Host: localhost.evil.example.\r\n"),
+        (403, "/state/a", "Host: localhost:80:80\r\n"),
+        (403, "/state/a", "Host: [localhost]\r\n"),
         (403, "/state/a", "Host: evil.example\r\n"),
         (403, "/state/a", "Host: localhost.evil.example\r\n"),
         (403, "/state/a", "Host: xlocalhost\r\n"),
@@ -207,10 +220,161 @@ fn no_way_of_writing_an_origin_makes_a_foreign_one_ours() {
         );
         let answer = exchange(address, ask.as_bytes());
         assert_eq!(answer.contains("Access-Control-Allow-"), origin == "https://page.example", "{answer}");
-        assert!(!answer.contains("Allow-Credentials"), "{answer}");
     }
     let twice = "Host: here.example\r\nOrigin: https://page.example\r\nOrigin: http://evil.example\r\n";
     assert_eq!(status(address, "PUT", "/state/a", twice), 400);
+}
+
+#[test]
+fn a_default_port_is_the_same_port() {
+    let server = start_with(|config| {
+        config.open = true;
+        config.allow_origin = vec![Origin::new("https://page.example:443").unwrap()];
+    });
+    let address = server.address();
+    let table = [
+        (200, "example.org:443", "https://example.org"),
+        (200, "example.org:80", "http://example.org"),
+        (200, "Example.ORG:443", "https://example.org"),
+        (200, "example.org.:443", "https://example.org"),
+        (200, "example.org", "https://example.org."),
+        (200, "[2001:db8::1]:443", "https://[2001:db8::1]"),
+        (200, "192.0.2.1:80", "http://192.0.2.1"),
+        (200, "example.org", "https://page.example"),
+        (403, "example.org:443", "http://example.org"),
+        (403, "example.org:80", "https://example.org"),
+        (403, "example.org:444", "https://example.org"),
+        (403, "example.org:8080", "http://example.org"),
+        (403, "example.org", "https://example.org:80"),
+        (403, "[2001:db8::1]:80", "https://[2001:db8::1]"),
+        (403, "[2001:db8::2]:443", "https://[2001:db8::1]"),
+        (403, "evil.example:443", "https://example.org"),
+        (403, "example.org:443", "https://evil.example"),
+        (403, "example.org", "http://page.example"),
+    ];
+    for (expected, host, origin) in table {
+        let headers = format!("Host: {host}\r\nOrigin: {origin}\r\n");
+        for (method, target) in [("PUT", "/state/a"), ("POST", "/events"), ("DELETE", "/state")] {
+            assert_eq!(status(address, method, target, &headers), expected, "{method} {host} {origin}");
+        }
+    }
+}
+
+#[test]
+fn a_page_of_a_listed_origin_may_use_credentials_and_no_other() {
+    let server =
+        start_with(|config| config.allow_origin = vec![Origin::new("https://page.example").unwrap()]);
+    let address = server.address();
+    let allowed = |method: &str, path: &str, origin: &str| {
+        let bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\n\r\n");
+        let mut connection = connect(address);
+        connection.write_all(bytes.as_bytes()).unwrap();
+        let head = read_head(&mut connection);
+        assert!(head.contains("\r\nVary: Origin\r\n"), "{head}");
+        // Both or none: with credentials a browser wants the origin by its name.
+        let is_named = head.contains("\r\nAccess-Control-Allow-Origin: https://page.example\r\n");
+        assert_eq!(head.contains("\r\nAccess-Control-Allow-"), is_named, "{head}");
+        assert_eq!(head.contains("\r\nAccess-Control-Allow-Credentials: true\r\n"), is_named, "{head}");
+        is_named
+    };
+    for path in ["/events", "/events/a", "/state", "/state/absent", "/clients", "/healthz", "/", "/nothing"] {
+        for method in ["GET", "HEAD", "OPTIONS", "DELETE"] {
+            assert!(allowed(method, path, "https://page.example"), "{method} {path}");
+            for foreign in ["https://evil.example", "null", "http://page.example", "http://localhost"] {
+                assert!(!allowed(method, path, foreign), "{method} {path} {foreign}");
+            }
+        }
+    }
+}
+
+/// The status of a request without a body, and for a refusal its reason.
+fn read(address: SocketAddr, method: &str, path: &str, headers: &str) -> (u16, String) {
+    let mut connection = connect(address);
+    let bytes = format!("{method} {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
+    connection.write_all(bytes.as_bytes()).unwrap();
+    let status = read_head(&mut connection).split(' ').nth(1).unwrap().parse().unwrap();
+    let mut reason = String::new();
+    if status >= 400 {
+        connection.read_to_string(&mut reason).unwrap();
+    }
+    (status, reason)
+}
+
+#[test]
+fn a_website_whose_name_was_pointed_to_this_machine_reads_nothing() {
+    let server = start_with(|config| config.lab = true);
+    let address = server.address();
+    put(address, "/state/a", "1");
+    let foreign = [
+        "Host: evil.example\r\n",
+        "Host: evil.example:8080\r\nOrigin: http://evil.example:8080\r\n",
+        "Host: evil.example\r\nX-Forwarded-For: 10.0.0.1\r\n",
+        "Host: localhost.evil.example\r\n",
+        "Host: 127.0.0.1.evil.example\r\n",
+        "Host: localhost@evil.example\r\n",
+        "Host: evil.example.\r\n",
+        "Host: 192.0.2.1\r\n",
+        "Host: [2001:db8::1]\r\n",
+        "Host: 0.0.0.0\r\n",
+        "Host:\r\n",
+    ];
+    for headers in foreign {
+        for path in
+            ["/state", "/state/a", "/state/absent", "/events", "/events/a", "/events?token=x&max_events=1"]
+        {
+            let (status, reason) = read(address, "GET", path, headers);
+            assert_eq!(status, 403, "{path} {headers}");
+            assert!(reason.contains("--subscribe-token") && reason.contains("behind a proxy"), "{reason}");
+            assert_eq!(read(address, "HEAD", path, headers).0, 403, "{path} {headers}");
+        }
+        for path in ["/clients", "/lab/server/refuse"] {
+            assert!(read(address, "GET", path, headers).0 >= 400, "{path} {headers}");
+        }
+        for path in ["/", "/statecast.js", "/healthz", "/metrics", "/lab"] {
+            assert_eq!(read(address, "GET", path, headers).0, 200, "{path} {headers}");
+        }
+    }
+    assert_eq!(read(address, "GET", "http://evil.example/state", "Host: localhost\r\n").0, 403);
+    for host in ["localhost", "LOCALHOST.:1", "a.localhost", "127.0.0.1", "127.9.9.9:80", "[::1]:8080"] {
+        for path in ["/state", "/events"] {
+            assert_eq!(read(address, "GET", path, &format!("Host: {host}\r\n")).0, 200, "{path} {host}");
+        }
+    }
+    // What says no name is no browser.
+    assert!(exchange(address, b"GET /state HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 200"));
+}
+
+#[test]
+fn where_writing_needs_no_name_of_this_machine_reading_needs_none() {
+    let reads = |configure: fn(&mut statecast::Config), path: &str| {
+        let server = start_with(configure);
+        read(server.address(), "GET", path, "Host: statecast.example\r\n").0
+    };
+    for path in ["/state", "/events"] {
+        assert_eq!(reads(|config| config.open = true, path), 200);
+        assert_eq!(reads(|config| config.publish_token = Token::new("writer").ok(), path), 200);
+        assert_eq!(reads(|config| config.subscribe_token = Token::new("reader").ok(), path), 401);
+        let with_token = format!("{path}?token=reader");
+        assert_eq!(reads(|config| config.subscribe_token = Token::new("reader").ok(), &with_token), 200);
+    }
+}
+
+#[test]
+fn whoever_connects_from_another_machine_may_read_by_any_name() {
+    let server = start_with(|config| config.listen = vec![SocketAddr::from(([0, 0, 0, 0], 0))]);
+    let port = server.address().port();
+    let loopback = SocketAddr::from(([127, 0, 0, 1], port));
+    assert_eq!(read(loopback, "GET", "/state", "Host: pi.local\r\n").0, 403, "from this machine");
+    // The address that this machine has in a network, if it is in one: nothing is sent.
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let own = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr());
+    let Some(own) = own.ok().filter(|own| !own.ip().is_loopback()) else { return };
+    let address = SocketAddr::new(own.ip(), port);
+    for host in ["pi.local", &address.to_string()] {
+        let headers = format!("Host: {host}\r\n");
+        assert_eq!(read(address, "GET", "/state", &headers).0, 200, "{host}");
+        assert_eq!(status(address, "PUT", "/state/a", &headers), 403, "{host}");
+    }
 }
 
 #[test]

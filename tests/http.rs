@@ -6,6 +6,8 @@ mod support;
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Barrier;
+use std::thread;
 
 use serde_json::json;
 use support::*;
@@ -52,6 +54,311 @@ fn a_document_that_did_not_change_is_not_sent_again() {
     assert_eq!(not_modified("/state/a", &tag), 304);
     let page = get(address, "/");
     assert_eq!(not_modified("/", page.header("ETag").unwrap()), 304);
+}
+
+/// The statuses of the answers.
+fn statuses(answers: &str) -> Vec<&str> {
+    answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect()
+}
+
+#[test]
+fn several_lines_of_a_condition_are_one_list() {
+    let server = start();
+    let address = server.address();
+    let id = put(address, "/state/a", "1");
+    let ask = |method: &str, headers: &str| {
+        raw(
+            address,
+            &format!("{method} /state/a HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: 1\r\n\r\n2"),
+        )
+        .status
+    };
+    let lists = [
+        format!("\"1-0\"\r\nNAME: \"{id}\""),
+        format!("\"{id}\"\r\nX: y\r\nname: \"1-0\""),
+        format!("\"1-0\", \"2-0\"\r\nNAME:\r\nNAME: \"3,0\", \"{id}\""),
+        "\"1-0\"\r\nNAME: *".to_owned(),
+    ];
+    for list in lists {
+        let lines =
+            format!("NAME: {list}\r\n").replace("NAME", "If-None-Match").replace("name", "if-none-match");
+        assert_eq!(ask("GET", &lines), 304, "{lines}");
+        assert_eq!(ask("HEAD", &lines), 304, "{lines}");
+        assert_eq!(ask("PUT", &lines), 412, "{lines}");
+        let lines = lines.replace("If-None-Match", "If-Match").replace("if-none-match", "if-match");
+        assert_eq!(ask("GET", &lines), 200, "{lines}");
+    }
+    assert_eq!(get(address, "/state/a").body, "1");
+    let last = format!("If-Match: \"1-0\"\r\nIf-Match: \"{id}\"\r\n");
+    assert_eq!(ask("PUT", &last), 200);
+}
+
+#[test]
+fn a_write_whose_condition_does_not_hold_changes_nothing() {
+    let server = start();
+    let address = server.address();
+    let old = put(address, "/state/a", r#"{"n":1}"#);
+    let topic = put(address, "/state/a", r#"{"n":2}"#);
+    let document = put(address, "/state/b", "1");
+    let mut stream = Stream::open(address, "/events");
+    stream.next_named("init");
+    let (old, topic, document) = (format!("\"{old}\""), format!("\"{topic}\""), format!("\"{document}\""));
+    let weak = format!("W/{topic}");
+    let quoted = format!("\"x,{topic},y\"");
+    let fails = [
+        ("/state/a", "If-Match", &*old),
+        ("/state/a", "If-Match", &document),
+        ("/state/a", "If-Match", &weak),
+        ("/state/a", "If-Match", &quoted),
+        ("/state/a", "If-Match", topic.trim_matches('"')),
+        ("/state/a", "If-Match", ""),
+        ("/state/a", "If-None-Match", "*"),
+        ("/state/a", "If-None-Match", &topic),
+        ("/state/a", "If-None-Match", &weak),
+        ("/state/absent", "If-Match", "*"),
+        ("/state/absent", "If-Match", &topic),
+        ("/state", "If-Match", &topic),
+        ("/state", "If-None-Match", "*"),
+        ("/state", "If-None-Match", &document),
+    ];
+    for (path, name, tags) in fails {
+        for method in ["POST", "PATCH", "PUT", "DELETE"] {
+            let refused = request(address, method, path, &[(name, tags)], r#"{"n":3}"#);
+            assert_eq!(refused.status, 412, "{method} {path} {name}: {tags}");
+            assert!(refused.error().contains(name), "{}", refused.error());
+        }
+    }
+    let both = [("If-Match", topic.as_str()), ("If-None-Match", "*")];
+    assert_eq!(request(address, "PUT", "/state/a", &both, "3").status, 412);
+    assert_eq!(request(address, "POST", "/events", &[("If-Match", &topic)], "x").status, 412);
+    let fence = put(address, "/state/b", "2");
+    assert_eq!(stream.next_but_heartbeats().id(), fence, "nothing else came before it");
+    assert_eq!(get(address, "/state").body, r#"{"a":{"n":2},"b":2}"#);
+}
+
+#[test]
+fn a_write_whose_condition_holds_is_done() {
+    let server = start();
+    let address = server.address();
+    let write = |method: &str, path: &str, name: &str, tags: &str| {
+        let body = if method == "DELETE" { "" } else { r#"{"a":1}"# };
+        format!("\"{}\"", request(address, method, path, &[(name, tags)], body).id())
+    };
+    for method in ["POST", "PATCH", "PUT"] {
+        let made = write(method, "/state/t", "If-None-Match", "*");
+        let changed = write(method, "/state/t", "If-Match", &format!("\"1-0\" ,{made}"));
+        let again = write(method, "/state/t", "If-Match", "*");
+        assert_eq!(get(address, "/state/t").header("ETag"), Some(&*again));
+        write(method, "/state/t", "If-None-Match", &changed);
+        let tag = get(address, "/state").header("ETag").unwrap().to_owned();
+        write(method, "/state", "If-Match", &tag);
+        let tag = get(address, "/state").header("ETag").unwrap().to_owned();
+        write("DELETE", "/state", "If-Match", &tag);
+    }
+    let tag = write("PUT", "/state/t", "If-None-Match", "*");
+    write("DELETE", "/state/t", "If-Match", &tag);
+    // A condition that holds changes no answer, and reading knows If-Match, too.
+    let absent = request(address, "DELETE", "/state/t", &[("If-None-Match", "*")], "");
+    assert_eq!(absent.status, 404);
+    let tag = write("PUT", "/state/t", "If-None-Match", "*");
+    assert_eq!(request(address, "GET", "/state/t", &[("If-Match", &tag)], "").body, r#"{"a":1}"#);
+    assert_eq!(request(address, "GET", "/state/t", &[("If-Match", "\"1-0\"")], "").status, 412);
+}
+
+#[test]
+fn of_writers_that_name_one_tag_one_wins() {
+    const WRITERS: usize = 8;
+    let server = start();
+    let address = server.address();
+    put(address, "/state/n", "0");
+    for round in 1..=20 {
+        for (path, body) in [("/state/n", round.to_string()), ("/state", format!(r#"{{"n":{round}}}"#))] {
+            let tag = get(address, path).header("ETag").unwrap().to_owned();
+            let together = Barrier::new(WRITERS);
+            let statuses: Vec<u16> = thread::scope(|scope| {
+                let writers: Vec<_> = (0..WRITERS)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            together.wait();
+                            request(address, "PUT", path, &[("If-Match", &tag)], &body).status
+                        })
+                    })
+                    .collect();
+                writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+            });
+            let won = statuses.iter().filter(|status| **status == 200).count();
+            let lost = statuses.iter().filter(|status| **status == 412).count();
+            assert_eq!((won, lost), (1, WRITERS - 1), "{statuses:?}");
+        }
+    }
+}
+
+#[test]
+fn a_patch_in_another_format_is_refused_and_not_stored() {
+    let server = start();
+    let address = server.address();
+    put(address, "/state/k", r#"{"temp":21}"#);
+    let patch = r#"[{"op":"replace","path":"/temp","value":22}]"#;
+    let others = [
+        "application/json-patch+json",
+        "APPLICATION/JSON-Patch+JSON; charset=utf-8",
+        " application/json-patch+json ;x=y",
+        "application/json-patch",
+        "application/json-patch-query+json",
+        "application/merge-patch+cbor",
+        "application/merge-patch+json-seq",
+        "application/strategic-merge-patch+json",
+        "application/apply-patch+yaml",
+        "application/vnd.example.patch+json",
+        "text/x-patch",
+        "merge-patch+json",
+    ];
+    for kind in others {
+        for method in ["PATCH", "POST", "PUT"] {
+            let refused = request(address, method, "/state/k", &[("Content-Type", kind)], patch);
+            assert_eq!(refused.status, 415, "{method} {kind}");
+            assert_eq!(refused.header("Accept-Patch"), Some("application/merge-patch+json"));
+            assert!(refused.error().contains("application/merge-patch+json"));
+        }
+    }
+    let twice = "Content-Type: application/json\r\nContent-Type: application/json-patch+json\r\n";
+    let bytes = format!("PATCH /state/k HTTP/1.1\r\nHost: localhost\r\n{twice}Content-Length: 2\r\n\r\n{{}}");
+    assert_eq!(raw(address, &bytes).status, 415);
+    let large = format!("[\"{}\"]", "x".repeat(5_000));
+    assert_eq!(request(address, "PATCH", "/state/k", &[("Content-Type", others[0])], &large).status, 415);
+    assert_eq!(get(address, "/state").body, r#"{"k":{"temp":21}}"#);
+    for path in ["/state", "/state/k", "/state/absent"] {
+        let options = request(address, "OPTIONS", path, &[], "");
+        assert_eq!(options.header("Accept-Patch"), Some("application/merge-patch+json"));
+    }
+    assert_eq!(request(address, "OPTIONS", "/events", &[], "").header("Accept-Patch"), None);
+    for kind in [
+        "application/merge-patch+json",
+        "Application/Merge-Patch+JSON; charset=utf-8",
+        "application/json; profile=patch",
+        "application/x-www-form-urlencoded",
+        "text/plain",
+        "",
+    ] {
+        let taken = request(address, "PATCH", "/state/k", &[("Content-Type", kind)], r#"{"temp":23}"#);
+        assert_eq!(taken.status, 200, "{kind}");
+    }
+    // To an event it is data as any other.
+    assert_eq!(request(address, "POST", "/events", &[("Content-Type", others[0])], patch).status, 200);
+}
+
+#[test]
+fn a_body_with_a_content_encoding_is_refused_and_not_stored() {
+    let server = start();
+    let address = server.address();
+    for coding in ["gzip", "x-gzip", "br", "zstd", "deflate", "GZIP", "identity, gzip", "aws-chunked", "none"]
+    {
+        for (method, path) in [
+            ("PATCH", "/state"),
+            ("POST", "/state/a"),
+            ("PUT", "/state/a"),
+            ("POST", "/events"),
+            ("DELETE", "/state"),
+        ] {
+            let refused = request(address, method, path, &[("Content-Encoding", coding)], "{}");
+            assert_eq!(refused.status, 415, "{method} {path} {coding}");
+            assert_eq!(refused.header("Accept-Encoding"), Some("identity"));
+            assert!(refused.error().contains("compression is not spoken"), "{}", refused.error());
+        }
+    }
+    let put = |lines: &str, body: &str| {
+        let length = body.len();
+        let head =
+            format!("PUT /state/a HTTP/1.1\r\nHost: localhost\r\n{lines}Content-Length: {length}\r\n\r\n");
+        raw(address, &(head + body)).status
+    };
+    assert_eq!(put("Content-Encoding: identity\r\nContent-Encoding: gzip\r\n", "1"), 415);
+    assert_eq!(put("Content-Encoding: gzip\r\n", &"1".repeat(5_000)), 415);
+    assert_eq!(get(address, "/state").body, "{}");
+    for lines in [
+        "Content-Encoding: identity\r\n",
+        "content-encoding: Identity, identity\r\n",
+        "Content-Encoding:\r\n",
+    ] {
+        assert_eq!(put(lines, "1"), 200, "{lines}");
+    }
+}
+
+#[test]
+fn json_that_nobody_can_read_is_refused_with_the_reason() {
+    let server = start();
+    let address = server.address();
+    let json = [("Content-Type", "application/json")];
+    let deep = "[".repeat(200) + &"]".repeat(200);
+    for (method, path) in [("PUT", "/state/a"), ("PATCH", "/state"), ("POST", "/events")] {
+        let refused = request(address, method, path, &json, &deep);
+        assert_eq!((refused.status, &*refused.error()), (400, "the JSON is too deep: more than 100 levels"));
+    }
+    let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x33\x04\0\xb7\xef\xdc\x83\x01\0\0\0";
+    for (path, kind) in [
+        ("/state/a", "application/json"),
+        ("/state", ""),
+        ("/events", "application/json"),
+        ("/events", "text/plain"),
+    ] {
+        let length = gzip.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let answer = exchange(address, &[head.as_bytes(), gzip].concat());
+        assert!(
+            answer.starts_with("HTTP/1.1 400") && answer.contains("compression is not spoken"),
+            "{answer}"
+        );
+    }
+    assert_eq!(get(address, "/state").body, "{}");
+}
+
+#[test]
+fn a_byte_order_mark_before_a_body_is_skipped() {
+    let server = start();
+    let address = server.address();
+    let mut stream = Stream::open(address, "/events");
+    stream.next_named("init");
+    put(address, "/state/a", "\u{feff}1");
+    assert_eq!(stream.next_named("update").data, r#"{"a":1}"#);
+    let json = [("Content-Type", "application/json")];
+    for (headers, body, data) in [
+        (&json[..], "\u{feff}{\"b\":2}", "{\"b\":2}"),
+        (&[], "\u{feff}text", "text"),
+        (&[], "te\u{feff}xt", "te\u{feff}xt"),
+    ] {
+        request(address, "POST", "/events", headers, body).id();
+        assert_eq!(stream.next_named("message").data, data);
+    }
+}
+
+#[test]
+fn minus_zero_over_zero_is_a_change() {
+    let server = start();
+    let address = server.address();
+    put(address, "/state", r#"{"a":{"b":0.0},"c":[0.0],"d":1}"#);
+    let mut stream = Stream::open(address, "/events");
+    stream.next_named("init");
+    put(address, "/state", r#"{"a":{"b":-0.0},"c":[-0.0],"d":1.0}"#);
+    assert_eq!(stream.next_named("update").data, r#"{"a":{"b":-0.0},"c":[-0.0],"d":1.0}"#);
+    assert_eq!(get(address, "/state").body, r#"{"a":{"b":-0.0},"c":[-0.0],"d":1.0}"#);
+}
+
+#[test]
+fn integers_beyond_64_bits_are_rounded_as_the_readme_says() {
+    assert!(README.contains("integers beyond 64 bits are rounded"));
+    let server = start();
+    let address = server.address();
+    for (sent, kept) in [
+        ("18446744073709551615", "18446744073709551615"),
+        ("-9223372036854775808", "-9223372036854775808"),
+        ("18446744073709551616", "1.8446744073709552e+19"),
+        ("-9223372036854775809", "-9.223372036854776e+18"),
+    ] {
+        put(address, "/state/n", sent);
+        assert_eq!(get(address, "/state/n").body, kept);
+    }
 }
 
 #[test]
@@ -163,13 +470,13 @@ fn head_is_the_head_alone() {
     let server = start();
     let address = server.address();
     put(address, "/state/a", "1");
-    let of_stream = raw(address, "HEAD /events HTTP/1.1\r\nHost: x\r\n\r\n");
+    let of_stream = raw(address, "HEAD /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(
         (of_stream.status, of_stream.header("Content-Type")),
         (200, Some("text/event-stream; charset=utf-8"))
     );
     assert_eq!(of_stream.body, "");
-    let of_state = raw(address, "HEAD /state HTTP/1.1\r\nHost: x\r\n\r\n");
+    let of_state = raw(address, "HEAD /state HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!((of_state.header("Content-Length"), of_state.body.as_str()), (Some("7"), ""));
     assert_eq!(get(address, "/clients").body, "[]");
 }
@@ -255,11 +562,6 @@ fn a_foreign_page_or_a_forwarded_request_cannot_write() {
     ] {
         assert_eq!(write(&headers).status, 200, "{headers}");
     }
-    assert_eq!(
-        raw(address, "GET /state HTTP/1.1\r\nHost: evil.example\r\n\r\n").status,
-        200,
-        "reading is open"
-    );
 }
 
 #[test]
@@ -338,6 +640,132 @@ fn a_body_may_come_in_chunks_or_be_waited_for() {
     let state = wait_until(|| get(address, "/state/b"), |answer| answer.status == 200);
     assert_eq!(state.body, body);
     assert_eq!(get(address, "/state/a").body, "[1]");
+}
+
+#[test]
+fn nothing_behind_a_chunked_request_runs_however_it_says_chunked() {
+    let server = start();
+    let address = server.address();
+    let behind = "DELETE /state/a HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    put(address, "/state/a", "1");
+    let codings = [
+        "Transfer-Encoding: chunked",
+        "transfer-encoding:chunked",
+        "TRANSFER-ENCODING:  CHUNKED  ",
+        "Transfer-Encoding:\tchunked\t",
+        "Transfer-Encoding:\x0bchunked",
+        "Transfer-Encoding:\x0cchunked",
+        "Transfer-Encoding: chunked\x0b",
+        "Transfer-Encoding: \x0c\x0b chunked\x0c",
+        "\x0bTransfer-Encoding: chunked",
+        " Transfer-Encoding: chunked",
+        "X: y\r\n\tTransfer-Encoding: chunked",
+        "Transfer-Encoding : chunked",
+        "Transfer-Encoding:\r\n chunked",
+        "Transfer-Encoding: \r\n\tchunked",
+        "Transfer-Encoding: chunked\r\n ",
+        "Transfer-Encoding: chunked\x00",
+        "Transfer-Encoding: \x1fchunked",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: chunked, chunked",
+        "Transfer-Encoding: chunked;q=1",
+        "Transfer-Encoding: identity, chunked",
+        "Transfer-Encoding: \"chunked\"",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "Transfer-Encoding: chunked\r\nContent-Length: 1",
+        "Content-Length: 1\r\nTransfer-Encoding:\x0bchunked",
+        "Transfer_Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding\0: chunked\r\nTransfer-Encoding: chunked",
+        "X: y\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Connection: keep-alive\r\nTransfer-Encoding: chunked",
+        "Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding:\x0bchunked",
+        "Trailer: X\r\nTransfer-Encoding: chunked",
+    ];
+    for coding in codings {
+        for (method, path) in
+            [("PUT", "/state/b"), ("GET", "/state"), ("DELETE", "/state/absent"), ("GET", "/nothing")]
+        {
+            let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{coding}\r\n\r\n");
+            let answer = exchange(address, format!("{head}1\r\n1\r\n0\r\n\r\n{behind}").as_bytes());
+            // tiny_http may refuse it, or what is behind what was refused, in its own words.
+            let ours = answer.matches("\r\nServer: statecast\r\n").count();
+            let closing = answer.matches("\r\nConnection: close\r\n").count();
+            assert!(ours <= 1 && closing == ours, "{coding:?}: {answer}");
+            let others = statuses(&answer).into_iter().skip(ours);
+            assert!(others.clone().all(|status| status == "400"), "{coding:?}: {answer}");
+            assert!(!answer.starts_with("HTTP/1.1 2") || others.count() == 0, "{coding:?}: {answer}");
+        }
+    }
+    // What was smuggled, too, goes to the queue before this.
+    assert_eq!(get(address, "/healthz").status, 200);
+    assert_eq!(get(address, "/state").body, r#"{"a":1,"b":1}"#);
+}
+
+#[test]
+fn an_answer_that_closes_says_so_and_another_does_not() {
+    let server = start();
+    let address = server.address();
+    let kept = "PUT /state/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n1";
+    let last = "GET /state/a HTTP/1.1\r\nHost: localhost\r\nConnection: Close\r\n\r\n";
+    let answers = exchange(address, format!("{kept}{kept}{last}").as_bytes());
+    assert_eq!(statuses(&answers), ["200", "200", "200"]);
+    let closing: Vec<bool> = answers
+        .split("HTTP/1.1 ")
+        .skip(1)
+        .map(|answer| answer.contains("\r\nConnection: close\r\n"))
+        .collect();
+    assert_eq!(closing, [false, false, true]);
+    let refused = exchange(address, b"GET / HTTP/1.1\r\n\r\n");
+    assert!(refused.contains("\r\nConnection: close\r\n"), "{refused}");
+}
+
+#[test]
+fn a_chunked_body_may_be_followed_by_a_trailer_that_was_announced() {
+    let server = start();
+    let address = server.address();
+    for (trailer, fields) in [
+        ("X-T", "X-T: y\r\n"),
+        ("x-t, Server-Timing", "X-T: y\r\nServer-Timing: a\r\n"),
+        ("X-T", ""),
+        ("0", "0: y\r\n"),
+        ("A", "A: 1\r\nPUT /state/a HTTP/1.1: x\r\n"),
+    ] {
+        let bytes = format!(
+            "PUT /state/t HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nTrailer: {trailer}\r\n\r\n\
+             1\r\n[\r\n2\r\n5]\r\n0\r\n{fields}\r\n"
+        );
+        delete(address, "/state");
+        assert_eq!(statuses(&exchange(address, bytes.as_bytes())), ["200"], "{fields:?}");
+        assert_eq!(get(address, "/state").body, r#"{"t":[5]}"#);
+    }
+}
+
+#[test]
+fn what_tiny_http_keeps_from_the_server_is_as_the_readme_says() {
+    let server = start();
+    let address = server.address();
+    let put =
+        |value: u8| format!("PUT /state/t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n{value}");
+    // An empty line is answered as if it were a request, and nothing behind it runs.
+    assert!(README.contains("| an empty line before a request"));
+    let answers = exchange(address, format!("{}\r\n{}", put(1), put(2)).as_bytes());
+    assert_eq!(statuses(&answers), ["200", "400"]);
+    let answers = exchange(address, format!("\r\n{}", put(3)).as_bytes());
+    assert_eq!(statuses(&answers), ["400"]);
+    assert_eq!(get(address, "/state/t").body, "1");
+    // What the row says helps.
+    let mut closing = put(4).replace("Host", "Connection: close\r\nHost");
+    closing.push_str("\r\n");
+    assert_eq!(statuses(&exchange(address, closing.as_bytes())), ["200"]);
+    assert!(README.contains("| a trailer that no `Trailer` header announces"));
+    let bytes = "PUT /state/t HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n5\r\n0\r\nX: y\r\n\r\n";
+    let refused = exchange(address, bytes.as_bytes());
+    assert_eq!(statuses(&refused)[0], "400");
+    assert!(refused.contains("send the body with a Content-Length"), "{refused}");
+    assert!(README.contains("| an `Expect` that is not `100-continue`"));
+    let bytes = put(6).replace("Host", "Expect: 200-ok\r\nHost");
+    assert_eq!(statuses(&exchange(address, bytes.as_bytes())), ["417"]);
+    assert_eq!(get(address, "/state/t").body, "4");
 }
 
 #[test]

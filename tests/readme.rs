@@ -107,6 +107,23 @@ fn the_commands_of_the_readme_do_what_it_shows() {
 
 #[test]
 #[ignore = "needs curl: tests/all installs it"]
+fn two_writers_that_do_as_the_readme_shows_lose_nothing() {
+    const ROUNDS: usize = 20;
+    let server = Binary::start(&[]);
+    let example = blocks("sh").into_iter().find(|text| text.contains("If-Match")).unwrap();
+    let script = example.replace("localhost:8080", &format!("localhost:{}", server.address.port()));
+    let script = format!("for round in $(seq {ROUNDS}); do {script} done");
+    let mut writers = [(); 2].map(|()| Shell::run(&script));
+    for writer in &mut writers {
+        assert!(writer.0.wait().unwrap().success());
+    }
+    assert_eq!(get(server.address, "/state/count").body, (2 * ROUNDS).to_string());
+    let metrics = get(server.address, "/metrics").body;
+    assert!(metrics.contains(&format!("statecast_writes_total {}\n", 2 * ROUNDS + 1)), "{metrics}");
+}
+
+#[test]
+#[ignore = "needs curl: tests/all installs it"]
 fn the_real_example_of_the_readme_publishes_the_load() {
     let server = Binary::start(&[]);
     let example = blocks("sh").into_iter().find(|text| text.contains("loadavg")).unwrap();

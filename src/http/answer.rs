@@ -11,6 +11,7 @@ use crate::clock::{http_date, random_between};
 use crate::document::{Refusal, to_json};
 use crate::http::turn::SlowPlace;
 use crate::hub::Full;
+use crate::server::conditions::{Conditions, Failed};
 use crate::server::pages::{Content, Page};
 use crate::sse::event::EventId;
 
@@ -54,6 +55,17 @@ impl Answer {
     pub fn refusal(status: u16, text: impl Into<String>) -> Answer {
         let text = to_json(&Value::from(text.into()));
         Answer { status, ..Answer::json(format!("{{\"error\":{text}}}")) }
+    }
+
+    /// A condition of the request does not hold.
+    pub fn failed(condition: Failed) -> Answer {
+        let text = match condition {
+            Failed::IfMatch => {
+                "what is there is not what If-Match names; GET it anew, and send its ETag, quotes included"
+            }
+            Failed::IfNoneMatch => "what is there is what If-None-Match rules out; nothing was changed",
+        };
+        Answer::refusal(412, text)
     }
 
     pub fn unauthorized(text: &str) -> Answer {
@@ -106,22 +118,20 @@ impl Answer {
         self
     }
 
-    /// This answer, or 304 if the client has it: its tag is in `If-None-Match`.
-    pub fn unless(self, if_none_match: Option<&str>) -> Answer {
-        let tag = self.headers.iter().find(|(name, _)| *name == "ETag").map(|(_, tag)| tag.clone());
-        let is_same = |known: &str| {
-            let known = known.trim();
-            known == "*" || tag.as_deref() == Some(known.strip_prefix("W/").unwrap_or(known))
-        };
-        if if_none_match.is_some_and(|known| known.split(',').any(is_same)) {
-            Answer { status: 304, content: Some(Content::Bytes(Vec::new())), ..self }
-        } else {
-            self
+    /// This answer, or 304 if the client has it already, or 412 if it wants another one.
+    pub fn given(self, conditions: &Conditions) -> Answer {
+        let tag = self.headers.iter().find(|(name, _)| *name == "ETag").map_or("", |(_, tag)| tag);
+        match conditions.judge_read(tag) {
+            Ok(()) => self,
+            Err(Failed::IfNoneMatch) => {
+                Answer { status: 304, content: Some(Content::Bytes(Vec::new())), ..self }
+            }
+            Err(failed) => Answer::failed(failed),
         }
     }
 
-    /// Itself for tiny_http.
-    pub fn into_response(self) -> Response<Box<dyn Read + Send>> {
+    /// Itself for tiny_http. `is_last`: the connection ends with it.
+    pub fn into_response(self, is_last: bool) -> Response<Box<dyn Read + Send>> {
         let (content, length): (Box<dyn Read + Send>, _) = match self.content {
             None => (Box::new(io::empty()), None),
             Some(Content::BuiltIn(bytes)) => (Box::new(bytes), Some(bytes.len())),
@@ -133,7 +143,9 @@ impl Answer {
                 (Box::new(Announced { file, left: length }), usize::try_from(length).ok())
             }
         };
-        let ours = [("Date", http_date()), ("Server", "statecast".to_owned())];
+        // tiny_http leaves a Connection header out (response.rs:258), and takes this one as it is.
+        let server = if is_last { "statecast\r\nConnection: close" } else { "statecast" };
+        let ours = [("Date", http_date()), ("Server", server.to_owned())];
         let headers = self.headers.into_iter().chain(ours).map(|(name, value)| {
             Header::from_bytes(name, value).expect("our headers are ASCII: nothing is echoed into them")
         });
@@ -143,9 +155,15 @@ impl Answer {
     }
 
     /// Writes it whole, or fails.
-    pub fn write_to(self, mut writer: Patient, version: HTTPVersion, is_head: bool) -> io::Result<()> {
+    pub fn write_to(
+        self,
+        writer: &mut Patient,
+        version: HTTPVersion,
+        is_head: bool,
+        is_last: bool,
+    ) -> io::Result<()> {
         // The request's headers are not shown to it: a TE header would choose the encoding (response.rs:121).
-        self.into_response().raw_print(&mut writer, version, &[], is_head, None)?;
+        self.into_response(is_last).raw_print(&mut *writer, version, &[], is_head, None)?;
         writer.flush()
     }
 }

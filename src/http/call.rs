@@ -4,7 +4,7 @@
 //! send one. The one rule: what tiny_http understood differently from what the next proxy would (lengths, encodings,
 //! control characters) is refused, and its connection closed.
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use tiny_http::{HTTPVersion, Header, Method, Request};
 use crate::clock::is_http_date;
 use crate::http::allocator::for_stranger;
 use crate::http::turn::Turn;
+use crate::server::conditions::Conditions;
 
 /// What a body may take: a start, and more for each piece.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
@@ -43,12 +44,19 @@ pub(crate) struct Call {
     pub is_forwarded: bool,
     pub is_http_1_0: bool,
     pub is_json: bool,
+    /// Its body is a patch, and no merge patch.
+    pub is_foreign_patch: bool,
+    /// Its body is compressed, or otherwise encoded.
+    pub is_encoded: bool,
     pub last_event_id: Option<String>,
-    pub if_none_match: Option<String>,
+    pub conditions: Conditions,
     pub user_agent: Option<String>,
-    /// tiny_http reads no request after this one, whatever we say.
+    /// No request of its connection runs after this one.
     pub is_last: bool,
 }
+
+/// The one patch format that is spoken.
+pub(crate) const MERGE_PATCH: &str = "application/merge-patch+json";
 
 /// A request that is not one.
 #[derive(Debug, PartialEq, Eq)]
@@ -97,9 +105,11 @@ pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> 
         let name = header.field.as_str().as_str().to_ascii_lowercase();
         matches!(&*name, "forwarded" | "via" | "x-real-ip") || name.starts_with("x-forwarded")
     };
-    let content_type = value("Content-Type").unwrap_or_default();
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    let connection = value("Connection").unwrap_or_default().to_ascii_lowercase();
+    // Several lines of one name are one list (RFC 9110, 5.3).
+    let list = |name| values(headers, name).map(str::to_owned).reduce(|list, line| list + ", " + &line);
+    let essences: Vec<String> = values(headers, "Content-Type").map(essence).collect();
+    let mut codings = values(headers, "Content-Encoding").flat_map(|line| line.split(',')).map(str::trim);
+    let closes = |line: &str| line.to_ascii_lowercase().contains("close");
     let host_header = value("Host");
     let call = Call {
         method: request.method().clone(),
@@ -112,16 +122,18 @@ pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> 
         bearer: value("Authorization").as_deref().and_then(bearer),
         is_forwarded: headers.iter().any(forwarding),
         is_http_1_0: *request.http_version() <= HTTPVersion(1, 0),
-        is_json: essence.eq_ignore_ascii_case("application/json"),
+        is_json: essences.first().is_some_and(|essence| essence == "application/json"),
+        is_foreign_patch: essences.iter().any(|essence| essence.contains("patch") && *essence != MERGE_PATCH),
+        is_encoded: codings.any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("identity")),
         last_event_id: value("Last-Event-ID"),
-        if_none_match: value("If-None-Match"),
+        conditions: Conditions { if_match: list("If-Match"), if_none_match: list("If-None-Match") },
         user_agent: value("User-Agent"),
-        is_last: connection.contains("close") || connection.contains("upgrade"),
+        // tiny_http takes for chunked what others do not: it trims `\x0bchunked` before we see it (common.rs:189). Then
+        // what follows may be a body to them.
+        is_last: is_chunked(headers)
+            || asks_for_upgrade(headers)
+            || values(headers, "Connection").any(closes),
     };
-    if connection.contains("upgrade") && is_chunked(headers) {
-        // tiny_http hands over the chunks as they are (request.rs:180).
-        return Err(Unfit::new(400, "a request that asks for an upgrade sends no chunks"));
-    }
     if call.host.is_none() && !call.is_http_1_0 {
         return Err(Unfit::new(400, "an HTTP/1.1 request has a Host header"));
     }
@@ -164,8 +176,7 @@ fn check_head(target: &str, headers: &[Header]) -> Result<(), Unfit> {
 /// Whether some of the body has yet to come: tiny_http reads up to 1 KiB by itself (request.rs:184).
 pub(crate) fn has_body_to_come(request: &Request) -> bool {
     let headers = request.headers();
-    let waits = expects(headers)
-        || values(headers, "Connection").any(|value| value.to_ascii_lowercase().contains("upgrade"));
+    let waits = expects(headers) || asks_for_upgrade(headers);
     is_chunked(headers) || request.body_length().is_some_and(|length| length > 1_024 || length > 0 && waits)
 }
 
@@ -198,30 +209,54 @@ pub(crate) fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Resul
         // The keeper closes the connection then, and reading ends.
         turn.set_body_deadline(Some(Instant::now() + BODY_PATIENCE + BODY_PIECE_PATIENCE * pieces));
     }
-    let read = read_up_to(request.as_reader(), declared.unwrap_or(max + 1));
-    if declared.is_none() && read.as_ref().is_ok_and(|body| body.len() > max) {
-        // Closing before the rest has come would take our answer along.
-        for_stranger(|| io::copy(&mut request.as_reader().take(DRAINED_BODY), &mut io::sink()).ok());
-    }
-    turn.set_body_deadline(None);
-    let body = read.map_err(|error| Unfit::new(400, format!("the body cannot be read: {error}")))?;
-    // Half a body must not become half a patch. A chunk that ends early looks like the last one (decoder.rs:132): a
-    // peer that has closed its side may have meant to send more.
-    let is_half = match declared {
-        Some(length) => body.len() < length,
-        None => turn.has_ended(),
+    let mut body = Vec::new();
+    let is_whole = match declared {
+        Some(length) => read_up_to(request.as_reader(), length, &mut body).map(|()| body.len() == length),
+        None => read_chunked(request, turn, max, &mut body),
     };
-    if body.len() > max {
-        Err(too_large())
-    } else if is_half {
-        Err(Unfit::new(400, "the body ended early"))
-    } else {
-        Ok(body)
+    turn.set_body_deadline(None);
+    match is_whole {
+        Ok(_) if body.len() > max => Err(too_large()),
+        Ok(true) => Ok(body),
+        // Half a body must not become half a patch.
+        Ok(false) => Err(Unfit::new(400, "the body ended early")),
+        Err(error) if declared.is_some() => Err(Unfit::new(400, format!("the body cannot be read: {error}"))),
+        Err(_) => Err(Unfit::new(
+            400,
+            "the body's chunks cannot be read: they are malformed, or a trailer follows that no Trailer header \
+             announces; send the body with a Content-Length",
+        )),
     }
 }
 
-fn read_up_to(reader: &mut dyn Read, max: usize) -> io::Result<Vec<u8>> {
-    let mut body = Vec::new();
+/// Reads a body that comes in chunks, up to one byte more than `max`, and says whether all of it has come.
+fn read_chunked(request: &mut Request, turn: &Turn, max: usize, body: &mut Vec<u8>) -> io::Result<bool> {
+    if asks_for_upgrade(request.headers()) {
+        return read_chunks(&mut Chunks::new(request.as_reader()), max, body).map(|()| true);
+    }
+    match read_chunks(request.as_reader(), max, body) {
+        // The decoder knows no trailer section, and fails where one begins (decoder.rs:138).
+        Err(error)
+            if error.kind() == ErrorKind::InvalidInput && announces_trailer(request) && !turn.has_ended() =>
+        {
+            Ok(true)
+        }
+        // To it a chunk that ends early looks like the last one (decoder.rs:132): a peer that has closed its side may
+        // have meant to send more.
+        read => read.map(|()| !turn.has_ended()),
+    }
+}
+
+/// What is too much of it is read and thrown away: closing before it has come would take our answer along.
+fn read_chunks(chunks: &mut dyn Read, max: usize, body: &mut Vec<u8>) -> io::Result<()> {
+    let read = read_up_to(chunks, max + 1, body);
+    if read.is_ok() && body.len() > max {
+        for_stranger(|| io::copy(&mut chunks.take(DRAINED_BODY), &mut io::sink()).ok());
+    }
+    read
+}
+
+fn read_up_to(reader: &mut dyn Read, max: usize, body: &mut Vec<u8>) -> io::Result<()> {
     let mut piece = vec![0; BODY_PIECE.min(max)];
     while body.len() < max {
         let wanted = piece.len().min(max - body.len());
@@ -229,11 +264,86 @@ fn read_up_to(reader: &mut dyn Read, max: usize) -> io::Result<Vec<u8>> {
         match for_stranger(|| reader.read(&mut piece[..wanted])) {
             Ok(0) => break,
             Ok(count) => body.extend_from_slice(&piece[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(body)
+    Ok(())
+}
+
+/// A chunked body that is read from the bytes as they came (RFC 9112, 7.1): tiny_http does not decode it when the request
+/// asks for an upgrade (request.rs:188), which is ignored here.
+struct Chunks<'a> {
+    bytes: &'a mut dyn Read,
+    /// What is left of the chunk; `None` behind the last.
+    left: Option<u64>,
+}
+
+impl Chunks<'_> {
+    /// What a size line, or the trailer section, may have.
+    const MAX_LINES: usize = 8 << 10;
+
+    fn new(bytes: &mut dyn Read) -> Chunks<'_> {
+        Chunks { bytes, left: Some(0) }
+    }
+
+    /// Reads a line without its end.
+    fn line(&mut self) -> io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            let mut byte = [0];
+            self.bytes.read_exact(&mut byte)?;
+            line.extend(byte);
+            if line.len() > Self::MAX_LINES {
+                return Err(ErrorKind::InvalidData.into());
+            }
+        }
+        line.truncate(line.len() - 2);
+        Ok(line)
+    }
+
+    /// Reads the line that says how long the next chunk is; behind the last one, the trailer section, too.
+    fn begin_chunk(&mut self) -> io::Result<u64> {
+        let line = self.line()?;
+        let size = line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii_end();
+        let size =
+            std::str::from_utf8(size).ok().filter(|size| size.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let size = size.and_then(|size| u64::from_str_radix(size, 16).ok()).ok_or(ErrorKind::InvalidData)?;
+        if size == 0 {
+            self.skip_trailers()?;
+        }
+        Ok(size)
+    }
+
+    fn skip_trailers(&mut self) -> io::Result<()> {
+        let mut left = Self::MAX_LINES;
+        loop {
+            match self.line()?.len() {
+                0 => return Ok(()),
+                length => left = left.checked_sub(length).ok_or(ErrorKind::InvalidData)?,
+            }
+        }
+    }
+}
+
+impl Read for Chunks<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == Some(0) {
+            self.left = Some(self.begin_chunk()?).filter(|size| *size > 0);
+        }
+        let Some(left) = self.left else { return Ok(0) };
+        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let count = self.bytes.read(&mut buffer[..wanted])?;
+        if count == 0 && wanted > 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let left = left - count as u64;
+        if left == 0 && !self.line()?.is_empty() {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        self.left = Some(left);
+        Ok(count)
+    }
 }
 
 /// A proxy's absolute form: the host that it names, and the rest.
@@ -256,6 +366,22 @@ fn expects(headers: &[Header]) -> bool {
 /// Chunks are the one coding that `check_head` lets through.
 fn is_chunked(headers: &[Header]) -> bool {
     values(headers, "Transfer-Encoding").next().is_some()
+}
+
+/// Whether tiny_http takes this for a request that asks for an upgrade, as it does: by the first line of that name
+/// (request.rs:175).
+fn asks_for_upgrade(headers: &[Header]) -> bool {
+    let connection = values(headers, "Connection").next();
+    connection.is_some_and(|options| options.to_ascii_lowercase().contains("upgrade"))
+}
+
+fn announces_trailer(request: &Request) -> bool {
+    values(request.headers(), "Trailer").any(|names| !names.is_empty())
+}
+
+/// A media type without its parameters, in lower case.
+fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 fn values<'a>(headers: &'a [Header], name: &'static str) -> impl Iterator<Item = &'a str> {

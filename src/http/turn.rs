@@ -307,6 +307,11 @@ impl Turn {
         }
     }
 
+    /// Ends the connection, once what was written has been sent.
+    pub fn close(&self) {
+        self.table.close(&self.connection);
+    }
+
     /// Whether the peer has closed its side, or could have: where sockets can be found, one that is not has ended.
     pub fn has_ended(&self) -> bool {
         let facts = self.connection.identity.and_then(|identity| self.table.sockets.facts(identity));

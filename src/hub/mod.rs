@@ -161,10 +161,10 @@ impl Hub {
 
     /// Changes the document by the patch that `make_patch` makes for it, and tells everybody. Returns before anybody
     /// has been told. Waits while the hub is far behind.
-    pub fn write(
+    pub fn write<E: From<Refusal>>(
         &self,
-        make_patch: impl FnOnce(&Document) -> Result<Patch, Refusal>,
-    ) -> Result<EventId, Refusal> {
+        make_patch: impl FnOnce(&Document) -> Result<Patch, E>,
+    ) -> Result<EventId, E> {
         let mut state = self.lock_to_publish()?;
         let patch = make_patch(&state.document)?;
         let id = state.next_id();

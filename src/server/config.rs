@@ -296,7 +296,10 @@ impl Origin {
         let is_host = |letter: char| letter.is_ascii_alphanumeric() || "-._:[]".contains(letter);
         match authority {
             Some(authority) if !authority.is_empty() && authority.chars().all(is_host) => {
-                Ok(Origin(text.to_ascii_lowercase()))
+                let text = text.to_ascii_lowercase();
+                // Browsers leave the default port out.
+                let default = if text.starts_with("https:") { ":443" } else { ":80" };
+                Ok(Origin(text.strip_suffix(default).unwrap_or(&text).to_owned()))
             }
             _ => Err("an origin, such as https://example.org, without a path".to_owned()),
         }
@@ -500,6 +503,15 @@ mod tests {
         let origins: Vec<_> =
             config.unwrap().allow_origin.iter().map(|origin| origin.as_str().to_owned()).collect();
         assert_eq!(origins, ["https://a.example", "http://localhost:3000"]);
+        for (given, sent_by_browsers) in [
+            ("https://a.example:443", "https://a.example"),
+            ("http://A.example:80", "http://a.example"),
+            ("http://a.example:443", "http://a.example:443"),
+            ("https://a.example:8443", "https://a.example:8443"),
+            ("http://[::1]:80", "http://[::1]"),
+        ] {
+            assert_eq!(Origin::new(given).unwrap().as_str(), sent_by_browsers);
+        }
         let variable = [("STATECAST_ALLOW_ORIGIN", "https://a.example, https://b.example")];
         assert_eq!(parse(&[], &variable).unwrap().allow_origin.len(), 2);
         for wrong in

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod capacity;
+pub mod conditions;
 pub mod config;
 pub mod handle;
 pub mod lab;
@@ -12,7 +13,7 @@ pub mod pages;
 pub mod saver;
 
 use crossbeam_channel::bounded;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,9 +23,9 @@ use serde_json::{Map, Value};
 use tiny_http::{Method, Request};
 
 use crate::cli::settings::duration;
-use crate::document;
+use crate::document::{self, Document, Patch, Refusal};
 use crate::http::answer::{Answer, Patient, STREAM_HEADERS};
-use crate::http::call::{Call, Unfit, has_body_to_come, judge, read_body};
+use crate::http::call::{Call, MERGE_PATCH, Unfit, has_body_to_come, judge, read_body};
 use crate::http::listener::{Listener, SocketOptions};
 use crate::http::turn::{Patience, Turn};
 use crate::hub::client::{Arrival, Limits};
@@ -272,7 +273,11 @@ impl Site {
             Ok(call) => call,
             Err(error) => return self.refuse(turn, request, unfit(error)),
         };
-        let route = Route::of(&call.path).and_then(|route| self.rules.check(&call, &route).map(|()| route));
+        let route = Route::of(&call.path).and_then(|route| {
+            self.rules.check(&call, &route)?;
+            check_kind_of_body(&call, &route)?;
+            Ok(route)
+        });
         let cors = self.rules.cors_headers(&call, (call.method == Method::Options).then_some(&route));
         let answer = match route {
             // Whoever may not write sends no body here, and cannot keep a thread waiting for it.
@@ -307,20 +312,25 @@ impl Site {
             self.hub.metrics.refusals.add(1);
         }
         let version = request.http_version().clone();
-        let writer = Patient::new(request.into_writer(), self.write_patience, turn.slow_place());
-        let answered = answer.with_all(cors).write_to(writer, version, call.method == Method::Head);
+        let mut writer = Patient::new(request.into_writer(), self.write_patience, turn.slow_place());
+        let is_head = call.method == Method::Head;
+        let written = answer.with_all(cors).write_to(&mut writer, version, is_head, call.is_last);
+        if call.is_last {
+            // Before the writer is free: tiny_http may have an answer of its own to what follows.
+            turn.close();
+        }
+        drop(writer);
         // An answer that was given up half-way leaves a connection that nobody can make sense of. One that could not be
         // written leaves none, and the turn may by now look like that of a later one from the same address.
-        let gave_up = answered.is_err_and(|error| {
-            matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::UnexpectedEof)
-        });
+        let gave_up = written
+            .is_err_and(|error| matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::UnexpectedEof));
         (!gave_up && !call.is_last).then_some(turn)
     }
 
     /// Answers and closes: something of the request was not read.
     fn refuse(&self, turn: Turn, request: Request, answer: Answer) -> Option<Turn> {
         self.hub.metrics.refusals.add(1);
-        turn.refuse(request, answer.into_response());
+        turn.refuse(request, answer.into_response(true));
         None
     }
 
@@ -335,31 +345,23 @@ impl Site {
             (Route::Lab | Route::Fault(..), Options) if self.lab.is_none() => {
                 Answer::empty(204).with("Allow", "OPTIONS")
             }
+            (route @ Route::State(_), Options) => {
+                Answer::empty(204).with("Allow", route.methods()).with("Accept-Patch", MERGE_PATCH)
+            }
             (route, Options) => Answer::empty(204).with("Allow", route.methods()),
             (Route::Events(_), Head) => Answer::stream_head(),
             (Route::Events(audience), Post) => self.send(audience, call, body)?,
-            (Route::State(topic), Get | Head) => {
-                let tag = |id: EventId| format!("\"{id}\"");
-                // Asked first: a document that the client has need not be written out.
-                let known = Answer::empty(200)
-                    .with("ETag", tag(hub.changed(topic.as_ref()).ok_or_else(document::absent)?));
-                let known = known.unless(call.if_none_match.as_deref());
-                if known.status == 304 {
-                    return Ok(known);
-                }
-                let (json, id) = hub.get(topic.as_ref()).ok_or_else(document::absent)?;
-                Answer::json(json).with("ETag", tag(id))
-            }
+            (Route::State(topic), Get | Head) => self.state(topic.as_ref(), call)?,
             (Route::State(topic), Post | Patch) => {
                 let body = document::parse(body, self.max_document)?;
-                Answer::published(hub.write(|document| document.patch(topic.as_ref(), body))?)
+                self.change(topic.as_ref(), call, |document| document.patch(topic.as_ref(), body))?
             }
             (Route::State(topic), Put) => {
                 let body = document::parse(body, self.max_document)?;
-                Answer::published(hub.write(|document| document.put(topic.as_ref(), body))?)
+                self.change(topic.as_ref(), call, |document| document.put(topic.as_ref(), body))?
             }
             (Route::State(topic), Delete) => {
-                Answer::published(hub.write(|document| document.delete(topic.as_ref()))?)
+                self.change(topic.as_ref(), call, |document| document.delete(topic.as_ref()))?
             }
             (Route::Clients, Get | Head) => {
                 let clients: Vec<String> =
@@ -380,7 +382,7 @@ impl Site {
             (Route::Page, Get | Head) => {
                 let page = self.pages.find(&call.path);
                 let page = page.ok_or_else(|| Answer::refusal(404, "nothing here; the page is at /"))?;
-                Answer::page(page).unless(call.if_none_match.as_deref())
+                Answer::page(page).given(&call.conditions)
             }
             (route, _) => return Err(Answer::not_allowed(route.methods())),
         };
@@ -391,17 +393,51 @@ impl Site {
         self.lab.as_ref().ok_or_else(|| Answer::refusal(404, "no lab here; statecast --lab has one"))
     }
 
+    /// The document, or one topic, as it is.
+    fn state(&self, topic: Option<&Topic>, call: &Call) -> Result<Answer, Answer> {
+        // Asked first: a document that the client has need not be written out.
+        let changed = self.hub.changed(topic).ok_or_else(document::absent)?;
+        let known = Answer::empty(200).with("ETag", tag(changed)).given(&call.conditions);
+        if known.status != 200 {
+            return Ok(known);
+        }
+        let (json, id) = self.hub.get(topic).ok_or_else(document::absent)?;
+        Ok(Answer::json(json).with("ETag", tag(id)))
+    }
+
+    /// Changes the document, or one topic, if the request's conditions hold. They are judged under the lock of the
+    /// write: of two writers that name one tag, one wins.
+    fn change(
+        &self,
+        topic: Option<&Topic>,
+        call: &Call,
+        make_patch: impl FnOnce(&Document) -> Result<Patch, Refusal>,
+    ) -> Result<Answer, Answer> {
+        let id = self.hub.write(|document| {
+            if call.conditions.are_any() {
+                let tag = document.changed(topic).map(tag);
+                call.conditions.judge_write(tag.as_deref()).map_err(Answer::failed)?;
+            }
+            make_patch(document).map_err(Answer::from)
+        })?;
+        Ok(Answer::published(id))
+    }
+
     /// Publishes a one-off event: JSON if the request says so, else text.
     fn send(&self, audience: Audience, call: &Call, body: &[u8]) -> Result<Answer, Answer> {
         let name = match call.parameter("event") {
             Some(name) => EventName::parse(name).map_err(|rule| Answer::refusal(400, rule))?,
             None => EventName::MESSAGE,
         };
+        // An event has no tag that one could name.
+        call.conditions.judge_write(Some("")).map_err(Answer::failed)?;
         if call.is_json {
             document::parse(body, self.max_document)?;
         }
-        let text = String::from_utf8(body.to_vec())
-            .map_err(|_| Answer::refusal(400, "the body is not UTF-8; an event's data is"))?;
+        let text = String::from_utf8(document::without_mark(body).to_vec()).map_err(|_| {
+            let text = "the body is not UTF-8; an event's data is, and compression is not spoken";
+            Answer::refusal(400, text)
+        })?;
         let data = if call.is_json { EventData::json(text) } else { text.into() };
         Ok(Answer::published(self.hub.send(audience, name, data)?))
     }
@@ -449,6 +485,26 @@ impl Site {
         };
         self.hub.join(audience, last_event_id, arrival);
     }
+}
+
+/// The `ETag` of what changed last with this id.
+fn tag(id: EventId) -> String {
+    format!("\"{id}\"")
+}
+
+/// Refuses a body that would be taken for something else.
+fn check_kind_of_body(call: &Call, route: &Route) -> Result<(), Answer> {
+    use Method::{Delete, Patch, Post, Put};
+    if call.is_encoded && matches!(call.method, Post | Patch | Put | Delete) {
+        let text = "compression is not spoken; send the body as it is, without Content-Encoding";
+        return Err(Answer::refusal(415, text).with("Accept-Encoding", "identity"));
+    }
+    let is_change = matches!(route, Route::State(_)) && matches!(call.method, Post | Patch | Put);
+    if is_change && call.is_foreign_patch {
+        let text = format!("the one patch format that is spoken is {MERGE_PATCH}, RFC 7396");
+        return Err(Answer::refusal(415, text).with("Accept-Patch", MERGE_PATCH));
+    }
+    Ok(())
 }
 
 /// When the stream is to end by itself.
