@@ -71,6 +71,9 @@ mod log;
 mod metrics;
 mod server;
 mod sse;
+mod token;
+mod units;
+mod wire;
 
 pub use cli::commands::{Client, Command, help};
 pub use cli::publish::{send, set};
@@ -87,10 +90,11 @@ pub use hub::watch::TimedOut;
 pub use metrics::count_tiny_http_panics;
 pub use server::Server;
 pub use server::capacity::Capacity;
-pub use server::config::{Config, Origin, Token};
+pub use server::config::{Config, Origin};
 pub use server::handle::Restart;
 pub use sse::event::{EventId, EventName, MalformedId, Topic};
 pub use sse::parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
+pub use token::Token;
 
 /// The README's examples are tests, too.
 #[cfg(doctest)]

@@ -4,13 +4,15 @@ use std::ffi::{OsStr, OsString};
 
 use ureq::http::{HeaderName, HeaderValue};
 
+use crate::cli::options::{self, SETTINGS};
 use crate::cli::settings::Set::{Path, Text};
 use crate::cli::settings::{self, Read, Setting, count, quoted, switch, token_in};
 use crate::client::event_source::{EventSourceInit, may_pass};
 use crate::client::proxy;
 use crate::client::url::{check_url, shown};
-use crate::server::config::{Config, SETTINGS, Token};
+use crate::server::config::Config;
 use crate::sse::event::{EventName, Topic};
+use crate::token::Token;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -272,7 +274,7 @@ impl Command {
         if let Some(command) = command {
             return command.parse(arguments, variable);
         }
-        Ok(match Config::read(arguments, variable)? {
+        Ok(match options::read(arguments, variable)? {
             Read::All(config, _) => Command::Serve(Box::new(config)),
             Read::Help => Command::Print(help()),
             Read::Version => Command::version(),

@@ -1,6 +1,7 @@
 //! The commands: arguments become calls of the library, and nothing here is for a library user.
 
 pub mod commands;
+pub mod options;
 pub mod publish;
 pub mod settings;
 pub mod tail;

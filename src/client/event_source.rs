@@ -22,8 +22,8 @@ use crate::client::proxy::{failure, proxy_for};
 use crate::client::url::{check_url, invalid, redirected};
 use crate::clock::random_between;
 use crate::lock::lock;
-use crate::server::config::Token;
 use crate::sse::parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
+use crate::token::Token;
 
 /// What is read at once.
 const READ_BYTES: usize = 32 << 10;

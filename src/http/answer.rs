@@ -1,44 +1,49 @@
-//! Answers: status, headers and content, written by whoever took the request, patiently but not for ever.
+//! Answers: status, headers and content. `server` makes them; nobody else writes a head.
+//!
+//! The one rule: nothing of a request is echoed into a header.
 
 use std::fs::File;
-use std::io::{self, Cursor, ErrorKind, Read, Write};
-use std::time::{Duration, Instant};
+use std::io::{self, ErrorKind, Read, Write};
 
 use serde_json::Value;
-use tiny_http::{HTTPVersion, Header, Response, StatusCode};
+use tiny_http::StatusCode;
 
-use crate::clock::{http_date, random_between};
-use crate::document::{Refusal, to_json};
-use crate::http::turn::SlowPlace;
-use crate::hub::Full;
-use crate::server::conditions::{Conditions, Failed};
-use crate::server::pages::{Content, Page};
-use crate::sse::event::EventId;
+use crate::clock::http_date;
+use crate::document::to_json;
 
 /// One answer.
 pub(crate) struct Answer {
     pub status: u16,
-    headers: Vec<(&'static str, String)>,
-    /// `None` for the head of a stream, which has no length.
-    content: Option<Content>,
+    pub headers: Vec<(&'static str, String)>,
+    pub content: Content,
 }
 
-/// All of it from here: no inline script, nothing from elsewhere, in nobody's frame.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-     img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// What an answer consists of.
+pub(crate) enum Content {
+    Bytes(Vec<u8>),
+    BuiltIn(&'static [u8]),
+    /// A file, as long as it was when it was opened.
+    File {
+        file: File,
+        length: u64,
+    },
+    /// An event stream, which has no length.
+    Stream,
+}
 
-/// What a stream's answer says, but for how its bytes are framed.
-pub(crate) const STREAM_HEADERS: [(&str, &str); 3] = [
-    // Without the charset some clients read text as Latin-1 (Python's requests).
-    ("Content-Type", "text/event-stream; charset=utf-8"),
-    ("Cache-Control", "no-store, no-transform"),
-    // nginx would keep events back until it has a buffer full of them.
-    ("X-Accel-Buffering", "no"),
-];
+/// The framing of an answer, and what becomes of its connection.
+#[derive(Clone, Copy)]
+pub(super) struct Framing {
+    pub is_http_1_0: bool,
+    /// The head alone is asked for.
+    pub is_head: bool,
+    /// The connection ends with the answer.
+    pub is_last: bool,
+}
 
 impl Answer {
     pub fn text(content_type: &str, text: String) -> Answer {
-        Answer { status: 200, headers: Vec::new(), content: Some(Content::Bytes(text.into_bytes())) }
+        Answer { status: 200, headers: Vec::new(), content: Content::Bytes(text.into_bytes()) }
             .with("Content-Type", content_type)
             .with("Cache-Control", "no-store")
     }
@@ -47,65 +52,14 @@ impl Answer {
         Answer::text("application/json", text)
     }
 
-    /// What a publisher gets: the event's id.
-    pub fn published(id: EventId) -> Answer {
-        Answer::json(format!("{{\"id\":\"{id}\"}}"))
-    }
-
+    /// Says in JSON what was wrong, and what would be right.
     pub fn refusal(status: u16, text: impl Into<String>) -> Answer {
         let text = to_json(&Value::from(text.into()));
         Answer { status, ..Answer::json(format!("{{\"error\":{text}}}")) }
     }
 
-    /// A condition of the request does not hold.
-    pub fn failed(condition: Failed) -> Answer {
-        let text = match condition {
-            Failed::IfMatch => {
-                "what is there is not what If-Match names; GET it anew, and send its ETag, quotes included"
-            }
-            Failed::IfNoneMatch => "what is there is what If-None-Match rules out; nothing was changed",
-        };
-        Answer::refusal(412, text)
-    }
-
-    pub fn unauthorized(text: &str) -> Answer {
-        Answer::refusal(401, text).with("WWW-Authenticate", "Bearer")
-    }
-
-    /// No room for another client now.
-    pub fn full(full: Full) -> Answer {
-        let (status, text) = match full {
-            Full::Server => (503, "the server has all the clients it can carry; try again later"),
-            Full::Address => (429, "this address has all the clients it may have; close one"),
-            Full::Stopping => (503, "the server is stopping; try again later"),
-        };
-        // At random, or all would come back together.
-        Answer::refusal(status, text).with("Retry-After", random_between(5, 15).to_string())
-    }
-
-    pub fn not_allowed(methods: &str) -> Answer {
-        Answer::refusal(405, format!("this path knows {methods}")).with("Allow", methods)
-    }
-
     pub fn empty(status: u16) -> Answer {
-        Answer { status, headers: Vec::new(), content: Some(Content::Bytes(Vec::new())) }
-    }
-
-    /// What `HEAD` of a stream gets.
-    pub fn stream_head() -> Answer {
-        let headers = STREAM_HEADERS.map(|(name, value)| (name, value.to_owned())).to_vec();
-        Answer { status: 200, headers, content: None }
-    }
-
-    /// A page, which the browser keeps but asks about each time.
-    pub fn page(page: Page) -> Answer {
-        Answer { status: 200, headers: Vec::new(), content: Some(page.content) }
-            .with("Content-Type", page.content_type)
-            .with("Cache-Control", "no-cache")
-            .with("Content-Security-Policy", CONTENT_SECURITY_POLICY)
-            .with("X-Content-Type-Options", "nosniff")
-            .with("Referrer-Policy", "no-referrer")
-            .with("ETag", page.tag)
+        Answer { status, headers: Vec::new(), content: Content::Bytes(Vec::new()) }
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Answer {
@@ -118,53 +72,72 @@ impl Answer {
         self
     }
 
-    /// This answer, or 304 if the client has it already, or 412 if it wants another one.
-    pub fn given(self, conditions: &Conditions) -> Answer {
-        let tag = self.headers.iter().find(|(name, _)| *name == "ETag").map_or("", |(_, tag)| tag);
-        match conditions.judge_read(tag) {
-            Ok(()) => self,
-            Err(Failed::IfNoneMatch) => {
-                Answer { status: 304, content: Some(Content::Bytes(Vec::new())), ..self }
-            }
-            Err(failed) => Answer::failed(failed),
+    /// The head as it goes over the wire.
+    pub(super) fn head(&self, framing: Framing) -> Vec<u8> {
+        let mut head = Vec::with_capacity(512);
+        let mut put = |parts: &[&str]| parts.iter().for_each(|part| head.extend_from_slice(part.as_bytes()));
+        let version = if framing.is_http_1_0 { "HTTP/1.0 " } else { "HTTP/1.1 " };
+        let reason = StatusCode(self.status).default_reason_phrase();
+        put(&[version, &self.status.to_string(), " ", reason, "\r\n"]);
+        let own = [("Server", "statecast"), ("Date", &http_date())];
+        let given = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
+        for (name, value) in own.into_iter().chain(given) {
+            put(&[name, ": ", value, "\r\n"]);
         }
-    }
-
-    /// Itself for tiny_http. `is_last`: the connection ends with it.
-    pub fn into_response(self, is_last: bool) -> Response<Box<dyn Read + Send>> {
-        let (content, length): (Box<dyn Read + Send>, _) = match self.content {
-            None => (Box::new(io::empty()), None),
-            Some(Content::BuiltIn(bytes)) => (Box::new(bytes), Some(bytes.len())),
-            Some(Content::Bytes(bytes)) => {
-                let length = bytes.len();
-                (Box::new(Cursor::new(bytes)), Some(length))
-            }
-            Some(Content::File { file, length }) => {
-                (Box::new(Announced { file, left: length }), usize::try_from(length).ok())
-            }
-        };
-        // tiny_http leaves a Connection header out (response.rs:258), and takes this one as it is.
-        let server = if is_last { "statecast\r\nConnection: close" } else { "statecast" };
-        let ours = [("Date", http_date()), ("Server", server.to_owned())];
-        let headers = self.headers.into_iter().chain(ours).map(|(name, value)| {
-            Header::from_bytes(name, value).expect("our headers are ASCII: nothing is echoed into them")
-        });
-        let status = StatusCode(self.status);
-        // Chunks only where the length is not known; tiny_http would use them from 32 KiB on.
-        Response::new(status, headers.collect(), content, length, None).with_chunked_threshold(usize::MAX)
+        match self.length() {
+            // They have none, and a length would be that of another answer (RFC 9110, 8.6).
+            _ if matches!(self.status, 204 | 304) => {}
+            Some(length) => put(&["Content-Length: ", &length.to_string(), "\r\n"]),
+            None if framing.is_http_1_0 => {}
+            None => put(&["Transfer-Encoding: chunked\r\n"]),
+        }
+        if framing.is_last {
+            put(&["Connection: close\r\n"]);
+        }
+        put(&["\r\n"]);
+        head
     }
 
     /// Writes it whole, or fails.
-    pub fn write_to(
-        self,
-        writer: &mut Patient,
-        version: HTTPVersion,
-        is_head: bool,
-        is_last: bool,
-    ) -> io::Result<()> {
-        // The request's headers are not shown to it: a TE header would choose the encoding (response.rs:121).
-        self.into_response(is_last).raw_print(&mut *writer, version, &[], is_head, None)?;
+    pub(super) fn write_to(self, writer: &mut impl Write, framing: Framing) -> io::Result<()> {
+        /// What is not worth a write of its own.
+        const SMALL: usize = 16 << 10;
+        let mut head = self.head(framing);
+        let in_memory: &[u8] = match &self.content {
+            Content::Bytes(bytes) if !framing.is_head => bytes,
+            Content::BuiltIn(bytes) if !framing.is_head => bytes,
+            _ => &[],
+        };
+        if in_memory.len() <= SMALL {
+            head.extend_from_slice(in_memory);
+            writer.write_all(&head)?;
+        } else {
+            writer.write_all(&head)?;
+            writer.write_all(in_memory)?;
+        }
+        if let Content::File { file, length } = self.content
+            && !framing.is_head
+        {
+            io::copy(&mut Announced { file, left: length }, writer)?;
+        }
         writer.flush()
+    }
+
+    /// The whole of the last answer of a connection, for content that is in memory.
+    pub(super) fn last_bytes(self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let framing = Framing { is_http_1_0: false, is_head: false, is_last: true };
+        self.write_to(&mut bytes, framing).expect("writing to a Vec cannot fail");
+        bytes
+    }
+
+    fn length(&self) -> Option<u64> {
+        match &self.content {
+            Content::Bytes(bytes) => Some(bytes.len() as u64),
+            Content::BuiltIn(bytes) => Some(bytes.len() as u64),
+            Content::File { length, .. } => Some(*length),
+            Content::Stream => None,
+        }
     }
 }
 
@@ -186,71 +159,28 @@ impl Read for Announced {
     }
 }
 
-impl From<Refusal> for Answer {
-    fn from(refusal: Refusal) -> Answer {
-        let status = match &refusal {
-            Refusal::Invalid(_) => 400,
-            Refusal::Absent(_) => 404,
-            Refusal::TooLarge(_) => 413,
-            Refusal::Stopping => return Answer::full(Full::Stopping),
-        };
-        Answer::refusal(status, refusal.to_string())
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A writer that goes on where tiny_http's own answers would stop: at a write that takes part or would block.
-pub(crate) struct Patient {
-    writer: Box<dyn Write + Send>,
-    /// Without progress for so long it gives up.
-    patience: Duration,
-    /// Taken when the peer turns out slow: a few slow peers must not take all threads.
-    slow: SlowPlace,
-    /// What is left of the time for a slow peer: it grows with what the peer takes.
-    until: Option<Instant>,
-}
-
-/// Who takes nothing for so long is slow; a large answer alone does not make anybody so.
-const SLOW: Duration = Duration::from_millis(250);
-
-/// A slow peer takes at least so many bytes a second.
-const SLOWEST: u64 = 8 << 10;
-
-impl Patient {
-    pub fn new(writer: Box<dyn Write + Send>, patience: Duration, slow: SlowPlace) -> Patient {
-        Patient { writer, patience, slow, until: None }
+    fn head(answer: &Answer, is_http_1_0: bool, is_last: bool) -> String {
+        let framing = Framing { is_http_1_0, is_head: false, is_last };
+        let head = String::from_utf8(answer.head(framing)).expect("a head is text");
+        head.lines().filter(|line| !line.starts_with("Date: ")).collect::<Vec<_>>().join("\n")
     }
 
-    fn persist<T>(&mut self, mut attempt: impl FnMut(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
-        let mut blocked_since = None;
-        loop {
-            match attempt(&mut self.writer) {
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    // The socket's own send timeout makes this loop wait.
-                    let now = Instant::now();
-                    let blocked_since = *blocked_since.get_or_insert(now);
-                    let until = *self.until.get_or_insert(now + self.patience);
-                    let is_slow = now - blocked_since > SLOW;
-                    if is_slow && !self.slow.take() || now >= until.min(blocked_since + self.patience) {
-                        return Err(ErrorKind::TimedOut.into());
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                other => return other,
-            }
+    #[test]
+    fn a_head_says_how_long_its_content_is_and_whether_more_may_follow() {
+        let json = || Answer { headers: Vec::new(), ..Answer::json("{}".into()) };
+        assert_eq!(head(&json(), false, false), "HTTP/1.1 200 OK\nServer: statecast\nContent-Length: 2\n");
+        let closing = "HTTP/1.0 200 OK\nServer: statecast\nContent-Length: 2\nConnection: close\n";
+        assert_eq!(head(&json(), true, true), closing);
+        let stream = Answer { content: Content::Stream, ..json() };
+        let chunked = "HTTP/1.1 200 OK\nServer: statecast\nTransfer-Encoding: chunked\n";
+        assert_eq!(head(&stream, false, false), chunked);
+        assert_eq!(head(&stream, true, true), "HTTP/1.0 200 OK\nServer: statecast\nConnection: close\n");
+        for status in [204, 304] {
+            assert!(!head(&Answer::empty(status), false, false).contains("Length"), "{status}");
         }
-    }
-}
-
-impl Write for Patient {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.persist(|writer| writer.write(bytes))?;
-        if let Some(until) = &mut self.until {
-            *until += Duration::from_millis(count as u64 * 1_000 / SLOWEST);
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.persist(|writer| writer.flush())
     }
 }

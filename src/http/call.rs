@@ -1,28 +1,15 @@
-//! The door: a tiny_http request becomes one of ours, or a refusal.
+//! A request's head becomes a [`Call`], or a refusal.
 //!
-//! Past it nobody looks at a raw header, URL or body. The head is judged first; the body is read only for those who may
-//! send one. The one rule: what tiny_http understood differently from what the next proxy would (lengths, encodings,
-//! control characters) is refused, and its connection closed.
+//! Past it nobody looks at a raw header or URL. The one rule: what tiny_http understood differently from what the next
+//! proxy would (lengths, encodings, control characters) is refused, and its connection closed.
 
-use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use percent_encoding::percent_decode_str;
 use tiny_http::{HTTPVersion, Header, Method, Request};
 
-use crate::clock::is_http_date;
-use crate::http::allocator::for_stranger;
-use crate::http::turn::Turn;
-use crate::server::conditions::Conditions;
-
-/// What a body may take: a start, and more for each piece.
-const BODY_PATIENCE: Duration = Duration::from_secs(10);
-const BODY_PIECE: usize = 64 << 10;
-const BODY_PIECE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// What is read of a body without a length that turns out too large.
-const DRAINED_BODY: u64 = 16 << 20;
+use crate::http::answer::Answer;
+use crate::http::conditions::Conditions;
 
 /// A request, judged.
 #[allow(
@@ -58,19 +45,6 @@ pub(crate) struct Call {
 /// The one patch format that is spoken.
 pub(crate) const MERGE_PATCH: &str = "application/merge-patch+json";
 
-/// A request that is not one.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Unfit {
-    pub status: u16,
-    pub text: String,
-}
-
-impl Unfit {
-    fn new(status: u16, text: impl Into<String>) -> Unfit {
-        Unfit { status, text: text.into() }
-    }
-}
-
 impl Call {
     /// The value of a parameter in the query, decoded.
     pub fn parameter(&self, name: &str) -> Option<&str> {
@@ -81,7 +55,7 @@ impl Call {
 /// Judges a request's head.
 ///
 /// After an error nothing more of the connection can be trusted: it is to be answered and closed.
-pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> {
+pub(super) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Answer> {
     let headers = request.headers();
     check_head(request.url(), headers)?;
     let target = request.url();
@@ -94,7 +68,7 @@ pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> 
     // `OPTIONS *` asks for the server as a whole. An absolute form may do without a path.
     let path = if path.is_empty() && authority.is_some() { "/".to_owned() } else { path };
     if !path.starts_with('/') && path != "*" {
-        return Err(Unfit::new(400, "a request's target begins with /"));
+        return Err(Answer::refusal(400, "a request's target begins with /"));
     }
     let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -114,7 +88,7 @@ pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> 
     let call = Call {
         method: request.method().clone(),
         path,
-        query: query.collect::<Result<_, Unfit>>()?,
+        query: query.collect::<Result<_, Answer>>()?,
         peer,
         // What the target names is what was asked for, whatever the header says (RFC 9112, 3.2.2).
         host: host_header.map(|host| authority.map_or(host, str::to_owned)),
@@ -132,217 +106,48 @@ pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> 
         // what follows may be a body to them.
         is_last: is_chunked(headers)
             || asks_for_upgrade(headers)
-            || values(headers, "Connection").any(closes),
+            || values(headers, "Connection").any(closes)
+            || *request.http_version() <= HTTPVersion(1, 0),
     };
     if call.host.is_none() && !call.is_http_1_0 {
-        return Err(Unfit::new(400, "an HTTP/1.1 request has a Host header"));
+        return Err(Answer::refusal(400, "an HTTP/1.1 request has a Host header"));
     }
     Ok(call)
 }
 
 /// What tiny_http lets through and others read differently (CVE-2026-66752, CVE-2026-66753).
-fn check_head(target: &str, headers: &[Header]) -> Result<(), Unfit> {
+fn check_head(target: &str, headers: &[Header]) -> Result<(), Answer> {
     let is_control = |byte: u8| byte < b' ' && byte != b'\t' || byte == 0x7f;
     if target.bytes().any(|byte| byte <= b' ' || is_control(byte)) {
-        return Err(Unfit::new(400, "a request's target has no control characters"));
+        return Err(Answer::refusal(400, "a request's target has no control characters"));
     }
     if headers.iter().any(|header| header.value.as_str().bytes().any(is_control)) {
-        return Err(Unfit::new(400, "a header has no control characters"));
+        return Err(Answer::refusal(400, "a header has no control characters"));
     }
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let is_name = |name: &str| !name.is_empty() && name.bytes().all(is_token);
     if !headers.iter().all(|header| is_name(header.field.as_str().as_str())) {
-        return Err(Unfit::new(400, "a header has a name, of letters, digits and hyphens"));
+        return Err(Answer::refusal(400, "a header has a name, of letters, digits and hyphens"));
     }
     // Which of two counts is anybody's guess, and who may do what hangs on it.
     if ["Host", "Origin", "Authorization"].iter().any(|name| values(headers, name).nth(1).is_some()) {
-        return Err(Unfit::new(400, "a request has one Host, one Origin and one Authorization at most"));
+        return Err(Answer::refusal(400, "a request has one Host, one Origin and one Authorization at most"));
     }
     let codings: Vec<&str> = values(headers, "Transfer-Encoding").collect();
     let lengths: Vec<&str> = values(headers, "Content-Length").collect();
     match (&codings[..], &lengths[..]) {
         ([], []) => Ok(()),
         ([coding], []) if coding.eq_ignore_ascii_case("chunked") => Ok(()),
-        ([_], []) => Err(Unfit::new(400, "the only Transfer-Encoding is chunked")),
+        ([_], []) => Err(Answer::refusal(400, "the only Transfer-Encoding is chunked")),
         // tiny_http takes a length that it cannot read for no body at all (request.rs:145).
         ([], [length]) if !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit()) => {
-            length.parse::<u64>().map(drop).map_err(|_| Unfit::new(413, "no body is that long"))
+            length.parse::<u64>().map(drop).map_err(|_| Answer::refusal(413, "no body is that long"))
         }
-        ([], [_]) => Err(Unfit::new(400, "a Content-Length is a number")),
-        _ => Err(Unfit::new(400, "a body has one length: one Content-Length, or Transfer-Encoding: chunked")),
-    }
-}
-
-/// Whether some of the body has yet to come: tiny_http reads up to 1 KiB by itself (request.rs:184).
-pub(crate) fn has_body_to_come(request: &Request) -> bool {
-    let headers = request.headers();
-    let waits = expects(headers) || asks_for_upgrade(headers);
-    is_chunked(headers) || request.body_length().is_some_and(|length| length > 1_024 || length > 0 && waits)
-}
-
-/// Reads a body of at most `max` bytes. Blocks until it has come, or its time is over.
-pub(crate) fn read_body(request: &mut Request, turn: &Turn, max: usize) -> Result<Vec<u8>, Unfit> {
-    let too_large = || Unfit::new(413, format!("the body is larger than {max} bytes (--max-body)"));
-    let declared = request.body_length();
-    if declared.is_some_and(|length| length > max) {
-        // With `Expect: 100-continue` the body does not come before we ask for it; without, it is on its way.
-        if expects(request.headers()) {
-            turn.shut_read();
-        }
-        return Err(too_large());
-    }
-    if declared.unwrap_or(0) == 0 && !is_chunked(request.headers()) {
-        // With an upgrade, tiny_http's reader would go on to whatever comes (request.rs:180).
-        return Ok(Vec::new());
-    }
-    if expects(request.headers()) && !is_http_date() {
-        // tiny_http dates its 100, and panics where it cannot (request.rs:364); dropping the request then ends the process.
-        turn.shut_read();
-        return Err(Unfit::new(417, "this machine's clock is wrong; send the body without Expect"));
-    }
-    let mut slow = turn.slow_place();
-    if has_body_to_come(request) {
-        if !slow.take() {
-            return Err(Unfit::new(503, "too many bodies are on their way; try again"));
-        }
-        let pieces = declared.unwrap_or(max).div_ceil(BODY_PIECE) as u32;
-        // The keeper closes the connection then, and reading ends.
-        turn.set_body_deadline(Some(Instant::now() + BODY_PATIENCE + BODY_PIECE_PATIENCE * pieces));
-    }
-    let mut body = Vec::new();
-    let is_whole = match declared {
-        Some(length) => read_up_to(request.as_reader(), length, &mut body).map(|()| body.len() == length),
-        None => read_chunked(request, turn, max, &mut body),
-    };
-    turn.set_body_deadline(None);
-    match is_whole {
-        Ok(_) if body.len() > max => Err(too_large()),
-        Ok(true) => Ok(body),
-        // Half a body must not become half a patch.
-        Ok(false) => Err(Unfit::new(400, "the body ended early")),
-        Err(error) if declared.is_some() => Err(Unfit::new(400, format!("the body cannot be read: {error}"))),
-        Err(_) => Err(Unfit::new(
+        ([], [_]) => Err(Answer::refusal(400, "a Content-Length is a number")),
+        _ => Err(Answer::refusal(
             400,
-            "the body's chunks cannot be read: they are malformed, or a trailer follows that no Trailer header \
-             announces; send the body with a Content-Length",
+            "a body has one length: one Content-Length, or Transfer-Encoding: chunked",
         )),
-    }
-}
-
-/// Reads a body that comes in chunks, up to one byte more than `max`, and says whether all of it has come.
-fn read_chunked(request: &mut Request, turn: &Turn, max: usize, body: &mut Vec<u8>) -> io::Result<bool> {
-    if asks_for_upgrade(request.headers()) {
-        return read_chunks(&mut Chunks::new(request.as_reader()), max, body).map(|()| true);
-    }
-    match read_chunks(request.as_reader(), max, body) {
-        // The decoder knows no trailer section, and fails where one begins (decoder.rs:138).
-        Err(error)
-            if error.kind() == ErrorKind::InvalidInput && announces_trailer(request) && !turn.has_ended() =>
-        {
-            Ok(true)
-        }
-        // To it a chunk that ends early looks like the last one (decoder.rs:132): a peer that has closed its side may
-        // have meant to send more.
-        read => read.map(|()| !turn.has_ended()),
-    }
-}
-
-/// What is too much of it is read and thrown away: closing before it has come would take our answer along.
-fn read_chunks(chunks: &mut dyn Read, max: usize, body: &mut Vec<u8>) -> io::Result<()> {
-    let read = read_up_to(chunks, max + 1, body);
-    if read.is_ok() && body.len() > max {
-        for_stranger(|| io::copy(&mut chunks.take(DRAINED_BODY), &mut io::sink()).ok());
-    }
-    read
-}
-
-fn read_up_to(reader: &mut dyn Read, max: usize, body: &mut Vec<u8>) -> io::Result<()> {
-    let mut piece = vec![0; BODY_PIECE.min(max)];
-    while body.len() < max {
-        let wanted = piece.len().min(max - body.len());
-        // A chunk's size line that never ends is read into memory on this thread.
-        match for_stranger(|| reader.read(&mut piece[..wanted])) {
-            Ok(0) => break,
-            Ok(count) => body.extend_from_slice(&piece[..count]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// A chunked body that is read from the bytes as they came (RFC 9112, 7.1): tiny_http does not decode it when the request
-/// asks for an upgrade (request.rs:188), which is ignored here.
-struct Chunks<'a> {
-    bytes: &'a mut dyn Read,
-    /// What is left of the chunk; `None` behind the last.
-    left: Option<u64>,
-}
-
-impl Chunks<'_> {
-    /// What a size line, or the trailer section, may have.
-    const MAX_LINES: usize = 8 << 10;
-
-    fn new(bytes: &mut dyn Read) -> Chunks<'_> {
-        Chunks { bytes, left: Some(0) }
-    }
-
-    /// Reads a line without its end.
-    fn line(&mut self) -> io::Result<Vec<u8>> {
-        let mut line = Vec::new();
-        while !line.ends_with(b"\r\n") {
-            let mut byte = [0];
-            self.bytes.read_exact(&mut byte)?;
-            line.extend(byte);
-            if line.len() > Self::MAX_LINES {
-                return Err(ErrorKind::InvalidData.into());
-            }
-        }
-        line.truncate(line.len() - 2);
-        Ok(line)
-    }
-
-    /// Reads the line that says how long the next chunk is; behind the last one, the trailer section, too.
-    fn begin_chunk(&mut self) -> io::Result<u64> {
-        let line = self.line()?;
-        let size = line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii_end();
-        let size =
-            std::str::from_utf8(size).ok().filter(|size| size.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        let size = size.and_then(|size| u64::from_str_radix(size, 16).ok()).ok_or(ErrorKind::InvalidData)?;
-        if size == 0 {
-            self.skip_trailers()?;
-        }
-        Ok(size)
-    }
-
-    fn skip_trailers(&mut self) -> io::Result<()> {
-        let mut left = Self::MAX_LINES;
-        loop {
-            match self.line()?.len() {
-                0 => return Ok(()),
-                length => left = left.checked_sub(length).ok_or(ErrorKind::InvalidData)?,
-            }
-        }
-    }
-}
-
-impl Read for Chunks<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == Some(0) {
-            self.left = Some(self.begin_chunk()?).filter(|size| *size > 0);
-        }
-        let Some(left) = self.left else { return Ok(0) };
-        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let count = self.bytes.read(&mut buffer[..wanted])?;
-        if count == 0 && wanted > 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-        let left = left - count as u64;
-        if left == 0 && !self.line()?.is_empty() {
-            return Err(ErrorKind::InvalidData.into());
-        }
-        self.left = Some(left);
-        Ok(count)
     }
 }
 
@@ -359,24 +164,24 @@ fn bearer(authorization: &str) -> Option<String> {
 }
 
 /// Whether it waits for a 100 before it sends its body; tiny_http answers any other expectation itself.
-fn expects(headers: &[Header]) -> bool {
+pub(super) fn expects(headers: &[Header]) -> bool {
     values(headers, "Expect").next().is_some()
 }
 
 /// Chunks are the one coding that `check_head` lets through.
-fn is_chunked(headers: &[Header]) -> bool {
+pub(super) fn is_chunked(headers: &[Header]) -> bool {
     values(headers, "Transfer-Encoding").next().is_some()
 }
 
 /// Whether tiny_http takes this for a request that asks for an upgrade, as it does: by the first line of that name
 /// (request.rs:175).
-fn asks_for_upgrade(headers: &[Header]) -> bool {
+pub(super) fn asks_for_upgrade(headers: &[Header]) -> bool {
     let connection = values(headers, "Connection").next();
     connection.is_some_and(|options| options.to_ascii_lowercase().contains("upgrade"))
 }
 
-fn announces_trailer(request: &Request) -> bool {
-    values(request.headers(), "Trailer").any(|names| !names.is_empty())
+pub(super) fn announces_trailer(headers: &[Header]) -> bool {
+    values(headers, "Trailer").any(|names| !names.is_empty())
 }
 
 /// A media type without its parameters, in lower case.
@@ -384,13 +189,13 @@ fn essence(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-fn values<'a>(headers: &'a [Header], name: &'static str) -> impl Iterator<Item = &'a str> {
+pub(super) fn values<'a>(headers: &'a [Header], name: &'static str) -> impl Iterator<Item = &'a str> {
     headers.iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str())
 }
 
-fn decoded(text: &str) -> Result<String, Unfit> {
+fn decoded(text: &str) -> Result<String, Answer> {
     let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(Into::into).map_err(|_| Unfit::new(400, "what is percent-encoded is UTF-8"))
+    decoded.map(Into::into).map_err(|_| Answer::refusal(400, "what is percent-encoded is UTF-8"))
 }
 
 #[cfg(test)]
@@ -403,7 +208,7 @@ mod tests {
 
     fn judged(headers: &[(&str, &str)]) -> Option<u16> {
         let headers: Vec<Header> = headers.iter().map(|(name, value)| header(name, value)).collect();
-        check_head("/", &headers).err().map(|unfit| unfit.status)
+        check_head("/", &headers).err().map(|answer| answer.status)
     }
 
     #[test]

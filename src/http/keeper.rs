@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::http::allocator;
+use crate::http::answer::Answer;
 use crate::http::listener::Shared;
 use crate::http::socket::{Facts, Identity};
 use crate::http::turn::{Connection, Doing, Patience, Seen, State, Table};
@@ -233,12 +234,7 @@ impl Keeper {
         let candidates: Vec<_> = found.iter().filter(is_candidate).collect();
         let peer = match candidates[..] {
             [(peer, identity)] if new == 1 => {
-                let body = format!("{{\"error\":\"{WHAT}\"}}");
-                let head =
-                    "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n";
-                let length = body.len();
-                let text = format!("{head}Content-Length: {length}\r\n\r\n{body}");
-                table.sockets.send(*identity, text.as_bytes());
+                table.sockets.send(*identity, &Answer::refusal(400, WHAT).last_bytes());
                 peer.to_string()
             }
             _ => "somebody".to_owned(),
@@ -331,7 +327,7 @@ mod tests {
         let seen = Seen { received, head_since: head.map(ago), is_cut: false };
         let (all_busy, is_anybody_sleeping, deferred) = (false, false, Duration::from_secs(7));
         let look = Look { doing, since: ago(age), facts, seen, now, all_busy, is_anybody_sleeping, deferred };
-        verdict(&look, &Patience { head: HEAD, idle: IDLE, slow: 1 }).0
+        verdict(&look, &Patience { head: HEAD, idle: IDLE, write: HEAD, slow: 1 }).0
     }
 
     #[test]
@@ -375,7 +371,7 @@ mod tests {
             is_anybody_sleeping: false,
             deferred: Duration::ZERO,
         };
-        let patience = Patience { head: HEAD, idle: IDLE, slow: 1 };
+        let patience = Patience { head: HEAD, idle: IDLE, write: HEAD, slow: 1 };
         assert_eq!(verdict(&look(now + HEAD), &patience).0, Verdict::Keep);
         assert_eq!(verdict(&look(start + HEAD), &patience).0, Verdict::Cut);
     }
@@ -384,7 +380,7 @@ mod tests {
     fn a_head_behind_an_answer_is_timed_while_somebody_sleeps_and_not_while_all_are_busy() {
         let start = Instant::now();
         let now = start + 2 * HEAD;
-        let patience = Patience { head: HEAD, idle: IDLE, slow: 1 };
+        let patience = Patience { head: HEAD, idle: IDLE, write: HEAD, slow: 1 };
         let judge = |doing: Doing, is_anybody_sleeping: bool, all_busy: bool| {
             let seen = Seen { received: Some(50), head_since: Some(start), is_cut: false };
             let (facts, deferred) = (facts(900, 100), Duration::ZERO);

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::Request;
 
+use crate::http::Exchange;
 use crate::http::allocator::{self, TINY_HTTP};
 use crate::http::keeper::Keeper;
 use crate::http::socket::{Sockets, stop_listening};
@@ -44,18 +45,25 @@ const SPARE: usize = 8;
 /// A replaced tiny_http gets no request for so long beyond the time of an idle connection, and is let go.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// What the sockets of a listener inherit.
-#[derive(Clone)]
-pub(crate) struct SocketOptions {
-    /// The send buffer asked for; the kernel takes about twice as much memory.
-    pub send_buffer: usize,
+/// What connections may take.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Until a request has arrived whole, but for a long body.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// Without progress on writing an answer.
+    pub write: Duration,
     /// After so long without a word the peer's machine is asked whether it is there.
     pub unacknowledged: Duration,
+    /// The send buffer asked for; the kernel takes about twice as much memory.
+    pub send_buffer: usize,
+    /// Requests that are answered at once.
+    pub requests: usize,
 }
 
-/// Answers a request. Returns the turn when the connection goes on; drops it or keeps it to end it. The turn comes
-/// first, so that a panic drops it last.
-pub(crate) type Handler = dyn Fn(Turn, Request) -> Option<Turn> + Send + Sync;
+/// Answers a request.
+pub(super) type Handler = dyn Fn(Exchange) + Send + Sync;
 
 /// A listener at work. It stops when told to, and not on drop.
 pub(crate) struct Listener {
@@ -98,23 +106,20 @@ pub(super) struct Intake {
 }
 
 impl Listener {
-    /// A listener that accepts at one of these addresses and hands each request to `handler`, in `max_threads`
-    /// threads at most.
-    ///
-    /// # Errors
-    /// The address cannot be had, or there is no thread. Nothing is left behind then.
-    pub fn start(
+    /// See [`listen`](super::listen).
+    pub(super) fn start(
         addresses: &[SocketAddr],
-        options: &SocketOptions,
-        patience: Patience,
-        max_threads: usize,
+        limits: &Limits,
         log: Log,
         metrics: Arc<Metrics>,
         handler: Box<Handler>,
     ) -> io::Result<Listener> {
-        let deferred = deferral(patience.head);
-        let listening = listen(addresses, options, deferred)?;
+        let deferred = deferral(limits.head);
+        let listening = bind(addresses, limits, deferred)?;
         let address = listening.local_addr()?;
+        // Those who wait for slow peers leave half of the threads to the others.
+        let slow = limits.requests / 2;
+        let patience = Patience { head: limits.head, idle: limits.idle, write: limits.write, slow };
         let table = Arc::new(Table::new(address, patience, Arc::clone(&metrics))?);
         let (bell, rung) = bounded(1);
         let (intake, heads_are_bounded) = Intake::start(&listening)?;
@@ -130,7 +135,7 @@ impl Listener {
             handler,
             bell,
             threads: AtomicUsize::new(0),
-            max_threads,
+            max_threads: limits.requests,
             thread_ended: (Mutex::new(()), Condvar::new()),
             stopping: AtomicBool::new(false),
             log,
@@ -184,7 +189,7 @@ impl Listener {
         shared.table.close_all();
         // Left to tiny_http, a request is answered as it is dropped, body and date and all.
         while let Ok(Some(request)) = current.http.try_recv() {
-            shared.table.answer_late(request);
+            shared.table.drop_late(request);
         }
         if let Some(keeper) = self.keeper {
             keeper.join().ok();
@@ -271,7 +276,12 @@ impl Shared {
                 let answered = catch_unwind(AssertUnwindSafe(|| {
                     let mut next = Some((request, turn));
                     while let Some((request, turn)) = next {
-                        next = (self.handler)(turn, request).and_then(Turn::next);
+                        let mut given_back = None;
+                        let exchange = Exchange::begin(request, turn, &self.metrics, &mut given_back);
+                        if let Some(exchange) = exchange {
+                            (self.handler)(exchange);
+                        }
+                        next = given_back.and_then(Turn::next);
                     }
                 }));
                 if answered.is_err() {
@@ -280,7 +290,7 @@ impl Shared {
             }
             Begun::Parked => {}
             Begun::TooMany(connection) => self.table.close_asking_too_much(&connection),
-            Begun::Late(request) => self.table.answer_late(request),
+            Begun::Late(request) => self.table.drop_late(request),
         }
     }
 
@@ -397,10 +407,10 @@ fn defer_accept(_socket: &Socket, _deferred: Duration) -> io::Result<()> {
 }
 
 /// A listening socket. On Linux the sockets that it accepts inherit its options.
-fn listen(addresses: &[SocketAddr], options: &SocketOptions, deferred: Duration) -> io::Result<TcpListener> {
+fn bind(addresses: &[SocketAddr], limits: &Limits, deferred: Duration) -> io::Result<TcpListener> {
     let mut failed = ErrorKind::AddrNotAvailable.into();
     for address in addresses {
-        match listen_at(*address, options, deferred) {
+        match bind_one(*address, limits, deferred) {
             Ok(listener) => return Ok(listener),
             Err(error) => failed = error,
         }
@@ -408,7 +418,7 @@ fn listen(addresses: &[SocketAddr], options: &SocketOptions, deferred: Duration)
     Err(failed)
 }
 
-fn listen_at(address: SocketAddr, options: &SocketOptions, deferred: Duration) -> io::Result<TcpListener> {
+fn bind_one(address: SocketAddr, limits: &Limits, deferred: Duration) -> io::Result<TcpListener> {
     /// Connections that wait to be accepted; the kernel takes less where its own bound is lower.
     const BACKLOG: i32 = 4_096;
     /// What a peer may have sent that nobody has read: enough for a body, and a bound for a header without end.
@@ -419,13 +429,12 @@ fn listen_at(address: SocketAddr, options: &SocketOptions, deferred: Duration) -
     socket.set_reuse_address(true)?;
     // Without it two equal runs differ by a factor of 3.7.
     socket.set_tcp_nodelay(true)?;
-    socket.set_send_buffer_size(options.send_buffer)?;
+    socket.set_send_buffer_size(limits.send_buffer)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     // Not TCP_USER_TIMEOUT: it also ends connections of peers that read all the time, but slowly and through a
     // small window (Linux, tcp_timer.c: the probe timer).
-    let probe =
-        TcpKeepalive::new().with_time(options.unacknowledged).with_interval(options.unacknowledged / 4);
+    let probe = TcpKeepalive::new().with_time(limits.unacknowledged).with_interval(limits.unacknowledged / 4);
     socket.set_tcp_keepalive(&probe)?;
     defer_accept(&socket, deferred)?;
     socket.bind(&address.into())?;
@@ -450,9 +459,16 @@ mod tests {
 
     #[test]
     fn accepted_sockets_inherit_the_listeners_options() {
-        let unacknowledged = Duration::from_secs(20);
-        let options = SocketOptions { send_buffer: 64 << 10, unacknowledged };
-        let listener = listen(&[SocketAddr::from(([127, 0, 0, 1], 0))], &options, Duration::ZERO).unwrap();
+        let ten = Duration::from_secs(10);
+        let limits = Limits {
+            head: ten,
+            idle: ten,
+            write: ten,
+            unacknowledged: ten,
+            send_buffer: 64 << 10,
+            requests: 8,
+        };
+        let listener = bind(&[SocketAddr::from(([127, 0, 0, 1], 0))], &limits, Duration::ZERO).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let socket = SockRef::from(&accepted);
@@ -461,7 +477,7 @@ mod tests {
         assert!(socket.write_timeout().unwrap().is_some());
         assert_eq!(
             socket.send_buffer_size().unwrap(),
-            2 * options.send_buffer,
+            2 * limits.send_buffer,
             "the kernel takes twice as much"
         );
         #[cfg(target_os = "linux")]

@@ -156,13 +156,17 @@ impl Sockets {
     pub fn cut(&self, identity: Identity) {
         self.with(identity, |socket| {
             socket.shutdown(Shutdown::Both).ok();
-            let mut piece = [MaybeUninit::uninit(); 16 << 10];
             // Nothing more is received when both directions are shut.
-            while socket.recv_with_flags(&mut piece, libc::MSG_DONTWAIT).is_ok_and(|count| count > 0) {}
+            throw_away(&socket);
         });
     }
 
-    /// Writes a short text past tiny_http's writer, on a connection whose requests tiny_http has given up.
+    /// Throws away what was received and not read; says whether more may come.
+    pub fn discard(&self, identity: Identity) -> bool {
+        self.with(identity, |socket| throw_away(&socket)) == Some(true)
+    }
+
+    /// Writes a short text past tiny_http's writer, which nobody may have written to.
     pub fn send(&self, identity: Identity, text: &[u8]) {
         self.with(identity, |socket| socket.send_with_flags(text, libc::MSG_DONTWAIT).ok());
     }
@@ -306,6 +310,18 @@ impl Hand {
         #[cfg(not(target_os = "linux"))]
         let taken = unsafe { libc::dup2(descriptor, holding) };
         taken >= 0
+    }
+}
+
+/// Reads as long as there is something; says whether more may come.
+fn throw_away(socket: &SockRef) -> bool {
+    let mut piece = [MaybeUninit::uninit(); 16 << 10];
+    loop {
+        match socket.recv_with_flags(&mut piece, libc::MSG_DONTWAIT) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        }
     }
 }
 

@@ -9,16 +9,16 @@ use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use tiny_http::{Header, Request, Response, ResponseBox};
+use tiny_http::{Header, Request};
 
-use crate::clock::http_date;
-use crate::http::call::has_body_to_come;
+use crate::http::body::has_body_to_come;
 use crate::http::socket::{Identity, Sockets};
-use crate::hub::client::Wire;
 use crate::lock::lock;
 use crate::metrics::Metrics;
+use crate::wire::Wire;
 
 /// Requests that may wait: behind another one of the same connection, and behind an open stream.
 const MAX_PARKED: usize = 1_024;
@@ -30,6 +30,7 @@ const REQUEST: usize = 1_024;
 
 /// What is read and thrown away behind a refusal, so that closing does not take it along.
 const DRAIN: Duration = Duration::from_secs(2);
+const DISCARD: Duration = Duration::from_millis(20);
 
 /// What tiny_http can be left to drop: it allocates what is unread of a body at once (`util/equal_reader.rs:61`), and
 /// when that fails, the process ends.
@@ -37,11 +38,13 @@ const MAX_DROPPED_BODY: usize = 64 << 20;
 
 /// What a connection may take its time for.
 #[derive(Clone)]
-pub(crate) struct Patience {
+pub(super) struct Patience {
     /// Until a request has arrived whole, but for a long body.
     pub head: Duration,
     /// Between requests.
     pub idle: Duration,
+    /// Without progress on writing an answer.
+    pub write: Duration,
     /// How many request threads may wait for slow peers at once; the others serve the rest.
     pub slow: usize,
 }
@@ -213,8 +216,8 @@ impl Table {
     }
 
     /// Drops a request that came after the end of its connection.
-    pub fn answer_late(&self, request: Request) {
-        self.dismiss(request, empty_answer(400));
+    pub fn drop_late(&self, request: Request) {
+        self.dismiss(request);
     }
 
     /// Closes whatever is open but streams.
@@ -238,23 +241,18 @@ impl Table {
         }
     }
 
-    /// Answers a request of which nothing more was read, on a connection that will be closed. Blocks until its body
-    /// has come or its socket is shut.
-    fn dismiss(&self, request: Request, response: ResponseBox) {
+    /// Lets go of a request that is not answered, on a connection that is closed. What is unread of its body is read, so
+    /// this blocks until it has come or its socket is shut. Returns the writer: what waits behind it in tiny_http may write
+    /// when it is dropped.
+    fn dismiss(&self, request: Request) -> Option<Box<dyn Write + Send>> {
         if request.body_length().is_some_and(|length| length > MAX_DROPPED_BODY) {
             // Costs its reading thread and two descriptors for good.
             self.metrics.abandoned_requests.add(1);
-            std::mem::forget(request.upgrade("none", response));
-        } else {
-            request.respond(response).ok();
+            std::mem::forget(request);
+            return None;
         }
+        Some(request.into_writer())
     }
-}
-
-/// An answer that nobody is going to read.
-fn empty_answer(status: u16) -> ResponseBox {
-    let date = Header::from_bytes("Date", http_date()).expect("a date is ASCII");
-    Response::empty(status).with_header(date).boxed()
 }
 
 impl Connection {
@@ -274,7 +272,7 @@ impl State {
 }
 
 /// A connection's turn: whoever holds it answers. Dropping it closes the connection.
-pub(crate) struct Turn {
+pub(super) struct Turn {
     table: Arc<Table>,
     connection: Arc<Connection>,
     /// A stream's writer, as long as it is open.
@@ -286,6 +284,11 @@ impl Turn {
     fn new(table: &Arc<Table>, connection: &Arc<Connection>) -> Turn {
         let (table, connection) = (Arc::clone(table), Arc::clone(connection));
         Turn { table, connection, writer: None, goes_on: false }
+    }
+
+    /// How long an answer may take without progress.
+    pub fn write_patience(&self) -> Duration {
+        self.table.patience.write
     }
 
     /// Who is at the other end.
@@ -324,7 +327,11 @@ impl Turn {
     }
 
     /// Answers a request whose body is not wanted, and closes: nobody knows where the next would begin.
-    pub fn refuse(self, request: Request, response: ResponseBox) {
+    pub fn refuse(self, request: Request, answer: &[u8]) {
+        // Past tiny_http's writer, which is to be had only when the body has come.
+        if let Some(identity) = self.connection.identity {
+            self.table.sockets.send(identity, answer);
+        }
         // What comes of the body meanwhile is read and thrown away, or closing would take our answer along.
         let mut slow = self.slow_place();
         if slow.take() {
@@ -332,7 +339,25 @@ impl Turn {
         } else {
             self.shut_read();
         }
-        self.table.dismiss(request, response);
+        let mut writer = self.table.dismiss(request);
+        if writer.is_none() && slow.is_taken {
+            self.discard_for(DRAIN);
+        }
+        if let (Some(writer), None) = (&mut writer, self.connection.identity) {
+            writer.write_all(answer).and_then(|()| writer.flush()).ok();
+        }
+        // Before the writer is free: tiny_http may have an answer of its own to what follows.
+        self.close();
+        drop(writer);
+    }
+
+    /// Throws away what comes of a body that nobody reads.
+    fn discard_for(&self, time: Duration) {
+        let Some(identity) = self.connection.identity else { return };
+        let until = Instant::now() + time;
+        while Instant::now() < until && self.table.sockets.discard(identity) {
+            thread::sleep(DISCARD);
+        }
     }
 
     /// Makes the connection a stream's: nothing more is read from it, and its writes return at once. The request's
@@ -397,20 +422,20 @@ impl Drop for Turn {
         }
         self.writer = None;
         lock(&self.connection.state).enter(Doing::Closed);
-        while let Some(parked) = {
-            // Not locked while the request is answered (request.rs:463), here into a socket that is shut.
-            let mut state = lock(&self.connection.state);
-            self.table.unpark(&mut state)
-        } {
-            if let Parked::Request(request) = parked {
-                self.table.dismiss(request, empty_answer(503));
+        loop {
+            let parked = self.table.unpark(&mut lock(&self.connection.state));
+            match parked {
+                // Not locked meanwhile: its body may have to be read.
+                Some(Parked::Request(request)) => drop(self.table.dismiss(request)),
+                Some(Parked::Placeholder { .. }) => {}
+                None => return,
             }
         }
     }
 }
 
 /// A place among the threads that wait for slow peers. Given back when dropped.
-pub(crate) struct SlowPlace {
+pub(super) struct SlowPlace {
     table: Arc<Table>,
     is_taken: bool,
 }
@@ -437,7 +462,7 @@ impl Drop for SlowPlace {
 }
 
 /// The writer of an open stream. Dropping it closes the connection.
-pub(crate) struct StreamWire(Turn);
+pub(super) struct StreamWire(Turn);
 
 impl Write for StreamWire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -472,12 +497,13 @@ mod tests {
     use std::sync::mpsc;
     use std::thread;
 
+    const TEN: Duration = Duration::from_secs(10);
+
     /// A tiny_http of its own, and the requests that one client has sent.
     fn take(bytes: &str, count: usize) -> (Arc<Table>, TcpStream, VecDeque<Request>) {
         let http = tiny_http::Server::http("127.0.0.1:0").expect("a free port");
         let address = http.server_addr().to_ip().expect("a port");
-        let patience =
-            Patience { head: Duration::from_secs(10), idle: Duration::from_secs(10), slow: usize::MAX };
+        let patience = Patience { head: TEN, idle: TEN, write: TEN, slow: usize::MAX };
         let table = Arc::new(Table::new(address, patience, Arc::default()).expect("descriptors"));
         let mut client = TcpStream::connect(address).expect("it listens");
         client.write_all(bytes.as_bytes()).expect("it reads");

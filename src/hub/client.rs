@@ -21,17 +21,7 @@ use crate::document::to_json;
 use crate::hub::history::Audience;
 use crate::lock::lock;
 use crate::sse::event::{EventId, Topic};
-
-/// Where a stream's bytes go. Dropping it closes the connection.
-pub(crate) trait Wire: Write + Send {
-    /// Bytes that the kernel took and the peer has not acknowledged; `None` where nobody knows.
-    fn unacknowledged(&self) -> Option<u64>;
-
-    /// Whether it takes nothing for a reason of its own, so that the peer is not to blame.
-    fn is_held(&self) -> bool {
-        false
-    }
-}
+use crate::wire::Wire;
 
 /// How many rounds of catching up somebody else's thread spends on a new client before the catch-up thread takes it.
 const ROUNDS: usize = 16;
@@ -46,13 +36,13 @@ pub(crate) struct Client {
     pub audience: Audience,
     pub user_agent: Option<String>,
     pub connected_at_ms: u64,
-    pub limits: Limits,
+    pub until: Until,
     stream: Mutex<Stream>,
 }
 
 /// When a stream ends by itself, as `?max_events` and `?idle` ask. Events are those with an id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Limits {
+pub(crate) struct Until {
     /// After so many events, at least one.
     pub events: Option<usize>,
     /// After so long without an event.
@@ -136,7 +126,7 @@ struct Stream {
     status: Status,
 }
 
-/// What is left of a stream's limits.
+/// What is left of a stream's until.
 struct Quota {
     events: Option<usize>,
     last_event: Instant,
@@ -244,15 +234,15 @@ pub(crate) enum Progress {
 impl Client {
     /// A client that is catching up from `place`. Its stream begins with its HTTP head and, if given, `first`.
     pub fn new(id: u64, audience: Audience, place: Place, arrival: Arrival, first: Option<&Chunk>) -> Client {
-        let Arrival { wire, chunked, head, address, user_agent, limits } = arrival;
+        let Arrival { wire, chunked, head, address, user_agent, until } = arrival;
         let last_event_id = match place {
             Place::After(id) => Some(id),
             Place::Nowhere(_) => None,
         };
         let status = Status { live: false, last_event_id, events: 0, bytes: 0 };
         let pending = Pending::default();
-        let quota = (limits != Limits::default())
-            .then(|| Quota { events: limits.events, last_event: Instant::now() });
+        let quota =
+            (until != Until::default()).then(|| Quota { events: until.events, last_event: Instant::now() });
         let mut stream =
             Stream { wire: Some(wire), chunked, place, pending, written: None, quota, ending: false, status };
         let range = 0..head.len();
@@ -261,7 +251,7 @@ impl Client {
             stream.append(first);
         }
         let stream = Mutex::new(stream);
-        Client { id, address, audience, user_agent, connected_at_ms: now_ms(), limits, stream }
+        Client { id, address, audience, user_agent, connected_at_ms: now_ms(), until, stream }
     }
 
     pub fn status(&self) -> Status {
@@ -298,7 +288,7 @@ impl Client {
 
     /// When its stream ends if no event comes before; `None` if it waits for as long as it takes.
     pub fn idle_until(&self) -> Option<Instant> {
-        let idle = self.limits.idle?;
+        let idle = self.until.idle?;
         self.lock().quota.as_ref().map(|quota| quota.last_event + idle)
     }
 
@@ -394,7 +384,7 @@ pub(crate) struct Arrival {
     pub head: Vec<u8>,
     pub address: SocketAddr,
     pub user_agent: Option<String>,
-    pub limits: Limits,
+    pub until: Until,
 }
 
 fn ended() -> io::Error {
@@ -402,7 +392,7 @@ fn ended() -> io::Error {
 }
 
 impl Stream {
-    /// Appends events, or those that the stream's limits leave of them, and then it ends.
+    /// Appends events, or those that the stream's until leave of them, and then it ends.
     fn append(&mut self, chunk: &Chunk) {
         match &mut self.quota {
             None => self.append_whole(chunk),

@@ -255,7 +255,7 @@ impl Hub {
         });
         match client.catch_up(|client, place| self.following(client, place)) {
             // The catch-up thread ends it when it has been idle.
-            Progress::Done if client.limits.idle.is_some() => self.hand_over(Arc::clone(&client)),
+            Progress::Done if client.until.idle.is_some() => self.hand_over(Arc::clone(&client)),
             Progress::Done => {}
             Progress::Blocked => self.hand_over(Arc::clone(&client)),
             Progress::Gone(error) => self.remove(&client, &error),
@@ -487,7 +487,7 @@ impl Hub {
             late.recv_deadline(due.unwrap_or(survey_at).min(survey_at)).ok();
             let Some(behind) = lock(&self.behind).as_mut().map(std::mem::take) else { return };
             for client in behind {
-                if client.limits.idle.is_some() {
+                if client.until.idle.is_some() {
                     // It is here already, to be ended when it is idle.
                     visits.retain(|visit| !Arc::ptr_eq(&visit.client, &client));
                 }

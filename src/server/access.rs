@@ -5,12 +5,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use tiny_http::Method;
-
-use crate::http::answer::Answer;
-use crate::http::call::Call;
-use crate::server::Route;
-use crate::server::config::{Origin, Token};
+use crate::http::{Answer, Call, Method};
+use crate::server::answers;
+use crate::server::config::Origin;
+use crate::server::route::Route;
+use crate::token::Token;
 
 /// What was configured.
 pub(crate) struct Rules {
@@ -56,7 +55,7 @@ impl Rules {
         if is_known {
             Ok(())
         } else {
-            Err(Answer::unauthorized(
+            Err(answers::unauthorized(
                 "reading needs the subscribe token: Authorization: Bearer TOKEN, or ?token=",
             ))
         }
@@ -81,7 +80,7 @@ impl Rules {
             return if is_known {
                 Ok(())
             } else {
-                Err(Answer::unauthorized("this needs the publish token: Authorization: Bearer TOKEN"))
+                Err(answers::unauthorized("this needs the publish token: Authorization: Bearer TOKEN"))
             };
         }
         if self.is_open {

@@ -242,7 +242,7 @@ impl Server {
         if let Some(listener) = listener.take() {
             listener.stop(Instant::now() + self.grace);
         }
-        let place = crate::http::listener::hold(self.address());
+        let place = crate::http::hold(self.address());
         self.hub.cut_all("the server restarts");
         if restart == Restart::ForgetHistory {
             self.hub.forget_history();

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Map;
 
-use crate::cli::settings::duration;
 use crate::document::to_json;
-use crate::http::answer::Answer;
-use crate::http::call::Call;
+use crate::http::{Answer, Call};
 use crate::hub::Hub;
-use crate::hub::client::{Arrival, Wire};
+use crate::hub::client::Arrival;
 use crate::lock::lock;
+use crate::units::duration;
+use crate::wire::Wire;
 
 /// No fault stays on for longer: it would be forgotten, and found again as a bug.
 const LONGEST: Duration = Duration::from_secs(300);

@@ -4,42 +4,34 @@
 //! The one rule: a refusal says in JSON what was wrong and what would be right, and echoes nothing.
 
 pub mod access;
+mod answers;
 pub mod capacity;
-pub mod conditions;
 pub mod config;
 pub mod handle;
-pub mod lab;
-pub mod pages;
-pub mod saver;
+mod lab;
+mod pages;
+mod route;
+mod routes;
+mod saver;
 
 use crossbeam_channel::bounded;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
-use tiny_http::{Method, Request};
 
-use crate::cli::settings::duration;
-use crate::document::{self, Document, Patch, Refusal};
-use crate::http::answer::{Answer, Patient, STREAM_HEADERS};
-use crate::http::call::{Call, MERGE_PATCH, Unfit, has_body_to_come, judge, read_body};
-use crate::http::listener::{Listener, SocketOptions};
-use crate::http::turn::{Patience, Turn};
-use crate::hub::client::{Arrival, Limits};
-use crate::hub::history::{Audience, EventData};
+use crate::http::{self, Limits, Listener};
 use crate::hub::{Hub, Settings, StartError, Threads};
-use crate::lock::lock;
 use crate::log::Log;
 use crate::server::access::Rules;
 use crate::server::capacity::Capacity;
 use crate::server::config::Config;
-use crate::server::lab::Lab;
 use crate::server::pages::Pages;
+use crate::server::routes::Site;
 use crate::server::saver::Saver;
-use crate::sse::event::{EventId, EventName, Topic};
 
 /// Kept-alive connections with no request under way.
 const IDLE: Duration = Duration::from_secs(75);
@@ -110,10 +102,14 @@ impl Server {
                 }
             },
         )?;
-        let options =
-            SocketOptions { send_buffer: config.client_buffer_bytes, unacknowledged: UNACKNOWLEDGED };
-        // Those who wait for slow peers leave half of the threads to the others.
-        let patience = Patience { head: config.request_timeout, idle: IDLE, slow: capacity.requests / 2 };
+        let limits = Limits {
+            head: config.request_timeout,
+            idle: IDLE,
+            write: config.stall,
+            unacknowledged: UNACKNOWLEDGED,
+            send_buffer: config.client_buffer_bytes,
+            requests: capacity.requests,
+        };
         let site = Arc::new(Site {
             hub: Arc::clone(&hub),
             pages,
@@ -126,16 +122,14 @@ impl Server {
             max_body: config.max_body_bytes,
             max_document: config.max_document_bytes,
             large_bodies: Mutex::new(()),
-            write_patience: config.stall,
             lab: config.lab.then(Arc::default),
         });
-        let (requests, listener_log) = (capacity.requests, log.clone());
+        let listener_log = log.clone();
         let listen = Box::new(move |addresses: &[SocketAddr]| {
             let (log, metrics) = (listener_log.clone(), Arc::clone(&site.hub.metrics));
             let site = Arc::clone(&site);
-            let handler = Box::new(move |turn, request| site.answer(turn, request));
             let started =
-                Listener::start(addresses, &options, patience.clone(), requests, log, metrics, handler);
+                http::listen(addresses, &limits, log, metrics, move |exchange| site.handle(exchange));
             started.map_err(|error| {
                 let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
@@ -193,351 +187,5 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// What requests are answered with and by.
-struct Site {
-    hub: Arc<Hub>,
-    pages: Pages,
-    rules: Rules,
-    max_body: usize,
-    max_document: usize,
-    /// Held by whoever makes a document of a large body: it takes many times the body's memory, for a moment.
-    large_bodies: Mutex<()>,
-    /// Without progress for so long an answer is given up.
-    write_patience: Duration,
-    /// With `--lab` only.
-    lab: Option<Arc<Lab>>,
-}
-
-/// What a path names.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Route {
-    Events(Audience),
-    State(Option<Topic>),
-    Clients,
-    Client(u64),
-    Health,
-    Metrics,
-    Lab,
-    /// Of a client or, without one, of the server.
-    Fault(Option<u64>, String),
-    Page,
-}
-
-impl Route {
-    fn of(path: &str) -> Result<Route, Answer> {
-        let topic = |text: &str| Topic::parse(text).map_err(|rule| Answer::refusal(400, rule));
-        let client = |text: &str| {
-            let id = text.parse();
-            id.map_err(|_| Answer::refusal(404, "a client is a number; GET /clients lists them"))
-        };
-        let segments: Vec<&str> = path.split('/').skip(1).collect();
-        let route = match segments[..] {
-            ["events"] => Route::Events(None),
-            ["events", text] => Route::Events(Some(topic(text)?)),
-            ["state"] => Route::State(None),
-            ["state", text] => Route::State(Some(topic(text)?)),
-            ["clients"] => Route::Clients,
-            ["clients", id] => Route::Client(client(id)?),
-            ["lab"] => Route::Lab,
-            ["lab", "clients", id, fault] => Route::Fault(Some(client(id)?), fault.to_owned()),
-            ["lab", "server", fault] => Route::Fault(None, fault.to_owned()),
-            ["healthz"] => Route::Health,
-            ["metrics"] => Route::Metrics,
-            _ => Route::Page,
-        };
-        Ok(route)
-    }
-
-    /// The methods it knows, as `Allow` says them.
-    pub fn methods(&self) -> &'static str {
-        match self {
-            Route::Events(_) => "GET, HEAD, POST, OPTIONS",
-            Route::State(_) => "GET, HEAD, POST, PATCH, PUT, DELETE, OPTIONS",
-            Route::Client(_) => "DELETE, OPTIONS",
-            Route::Fault(..) => "POST, OPTIONS",
-            Route::Clients | Route::Health | Route::Metrics | Route::Lab | Route::Page => {
-                "GET, HEAD, OPTIONS"
-            }
-        }
-    }
-}
-
-impl Site {
-    /// Answers one request; the turn comes back when the connection goes on.
-    fn answer(&self, turn: Turn, mut request: Request) -> Option<Turn> {
-        let unfit = |unfit: Unfit| Answer::refusal(unfit.status, unfit.text);
-        let call = match judge(&request, turn.peer()) {
-            Ok(call) => call,
-            Err(error) => return self.refuse(turn, request, unfit(error)),
-        };
-        let route = Route::of(&call.path).and_then(|route| {
-            self.rules.check(&call, &route)?;
-            check_kind_of_body(&call, &route)?;
-            Ok(route)
-        });
-        let cors = self.rules.cors_headers(&call, (call.method == Method::Options).then_some(&route));
-        let answer = match route {
-            // Whoever may not write sends no body here, and cannot keep a thread waiting for it.
-            Err(refusal) if has_body_to_come(&request) => {
-                return self.refuse(turn, request, refusal.with_all(cors));
-            }
-            Err(refusal) => refusal,
-            Ok(route) => {
-                let body = match read_body(&mut request, &turn, self.max_body) {
-                    Ok(body) => body,
-                    Err(error) => return self.refuse(turn, request, unfit(error).with_all(cors)),
-                };
-                match route {
-                    Route::Events(audience) if call.method == Method::Get => {
-                        let refusal = self.lab.as_ref().and_then(|lab| lab.refusal(&call));
-                        let admitted = refusal.map_or_else(|| limits(&call), Err).and_then(|limits| {
-                            self.hub.admit(call.peer.ip()).map_err(Answer::full).map(|()| limits)
-                        });
-                        match admitted {
-                            Ok(limits) => {
-                                self.open_stream(call, audience, limits, &cors, request, turn);
-                                return None;
-                            }
-                            Err(refusal) => refusal,
-                        }
-                    }
-                    route => self.respond(&call, route, &body).unwrap_or_else(|refusal| refusal),
-                }
-            }
-        };
-        if answer.status >= 400 {
-            self.hub.metrics.refusals.add(1);
-        }
-        let version = request.http_version().clone();
-        let mut writer = Patient::new(request.into_writer(), self.write_patience, turn.slow_place());
-        let is_head = call.method == Method::Head;
-        let written = answer.with_all(cors).write_to(&mut writer, version, is_head, call.is_last);
-        if call.is_last {
-            // Before the writer is free: tiny_http may have an answer of its own to what follows.
-            turn.close();
-        }
-        drop(writer);
-        // An answer that was given up half-way leaves a connection that nobody can make sense of. One that could not be
-        // written leaves none, and the turn may by now look like that of a later one from the same address.
-        let gave_up = written
-            .is_err_and(|error| matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::UnexpectedEof));
-        (!gave_up && !call.is_last).then_some(turn)
-    }
-
-    /// Answers and closes: something of the request was not read.
-    fn refuse(&self, turn: Turn, request: Request, answer: Answer) -> Option<Turn> {
-        self.hub.metrics.refusals.add(1);
-        turn.refuse(request, answer.into_response(true));
-        None
-    }
-
-    fn respond(&self, call: &Call, route: Route, body: &[u8]) -> Result<Answer, Answer> {
-        use Method::{Delete, Get, Head, Options, Patch, Post, Put};
-        /// At which 64 bodies at once are no great matter.
-        const LARGE_BODY: usize = 16 << 10;
-        let hub = &self.hub;
-        let _one_at_a_time = (body.len() > LARGE_BODY).then(|| lock(&self.large_bodies));
-        let answer = match (route, &call.method) {
-            // A page asks so whether there is a lab: a 404 would be an error in the browser's console.
-            (Route::Lab | Route::Fault(..), Options) if self.lab.is_none() => {
-                Answer::empty(204).with("Allow", "OPTIONS")
-            }
-            (route @ Route::State(_), Options) => {
-                Answer::empty(204).with("Allow", route.methods()).with("Accept-Patch", MERGE_PATCH)
-            }
-            (route, Options) => Answer::empty(204).with("Allow", route.methods()),
-            (Route::Events(_), Head) => Answer::stream_head(),
-            (Route::Events(audience), Post) => self.send(audience, call, body)?,
-            (Route::State(topic), Get | Head) => self.state(topic.as_ref(), call)?,
-            (Route::State(topic), Post | Patch) => {
-                let body = document::parse(body, self.max_document)?;
-                self.change(topic.as_ref(), call, |document| document.patch(topic.as_ref(), body))?
-            }
-            (Route::State(topic), Put) => {
-                let body = document::parse(body, self.max_document)?;
-                self.change(topic.as_ref(), call, |document| document.put(topic.as_ref(), body))?
-            }
-            (Route::State(topic), Delete) => {
-                self.change(topic.as_ref(), call, |document| document.delete(topic.as_ref()))?
-            }
-            (Route::Clients, Get | Head) => {
-                let clients: Vec<String> =
-                    hub.clients().iter().map(|client| client.describe().to_json()).collect();
-                Answer::json(format!("[{}]", clients.join(",\n ")))
-            }
-            (Route::Client(id), Delete) if hub.disconnect(id) => Answer::json(format!("{{\"id\":{id}}}")),
-            (Route::Client(_), Delete) => {
-                return Err(Answer::refusal(404, "no such client; GET /clients lists them"));
-            }
-            (Route::Lab, Get | Head) => self.lab().map(|_| Lab::list())?,
-            (Route::Fault(client, name), Post) => self.lab()?.switch_on(hub, client, &name, call)?,
-            (Route::Health, Get | Head) => Answer::text("text/plain", "ok\n".into()),
-            (Route::Metrics, Get | Head) => {
-                let (clients, history) = hub.size();
-                Answer::text("text/plain; version=0.0.4", hub.metrics.text(clients, history))
-            }
-            (Route::Page, Get | Head) => {
-                let page = self.pages.find(&call.path);
-                let page = page.ok_or_else(|| Answer::refusal(404, "nothing here; the page is at /"))?;
-                Answer::page(page).given(&call.conditions)
-            }
-            (route, _) => return Err(Answer::not_allowed(route.methods())),
-        };
-        Ok(answer)
-    }
-
-    fn lab(&self) -> Result<&Arc<Lab>, Answer> {
-        self.lab.as_ref().ok_or_else(|| Answer::refusal(404, "no lab here; statecast --lab has one"))
-    }
-
-    /// The document, or one topic, as it is.
-    fn state(&self, topic: Option<&Topic>, call: &Call) -> Result<Answer, Answer> {
-        // Asked first: a document that the client has need not be written out.
-        let changed = self.hub.changed(topic).ok_or_else(document::absent)?;
-        let known = Answer::empty(200).with("ETag", tag(changed)).given(&call.conditions);
-        if known.status != 200 {
-            return Ok(known);
-        }
-        let (json, id) = self.hub.get(topic).ok_or_else(document::absent)?;
-        Ok(Answer::json(json).with("ETag", tag(id)))
-    }
-
-    /// Changes the document, or one topic, if the request's conditions hold. They are judged under the lock of the
-    /// write: of two writers that name one tag, one wins.
-    fn change(
-        &self,
-        topic: Option<&Topic>,
-        call: &Call,
-        make_patch: impl FnOnce(&Document) -> Result<Patch, Refusal>,
-    ) -> Result<Answer, Answer> {
-        let id = self.hub.write(|document| {
-            if call.conditions.are_any() {
-                let tag = document.changed(topic).map(tag);
-                call.conditions.judge_write(tag.as_deref()).map_err(Answer::failed)?;
-            }
-            make_patch(document).map_err(Answer::from)
-        })?;
-        Ok(Answer::published(id))
-    }
-
-    /// Publishes a one-off event: JSON if the request says so, else text.
-    fn send(&self, audience: Audience, call: &Call, body: &[u8]) -> Result<Answer, Answer> {
-        let name = match call.parameter("event") {
-            Some(name) => EventName::parse(name).map_err(|rule| Answer::refusal(400, rule))?,
-            None => EventName::MESSAGE,
-        };
-        // An event has no tag that one could name.
-        call.conditions.judge_write(Some("")).map_err(Answer::failed)?;
-        if call.is_json {
-            document::parse(body, self.max_document)?;
-        }
-        let text = String::from_utf8(document::without_mark(body).to_vec()).map_err(|_| {
-            let text = "the body is not UTF-8; an event's data is, and compression is not spoken";
-            Answer::refusal(400, text)
-        })?;
-        let data = if call.is_json { EventData::json(text) } else { text.into() };
-        Ok(Answer::published(self.hub.send(audience, name, data)?))
-    }
-
-    fn open_stream(
-        &self,
-        call: Call,
-        audience: Audience,
-        limits: Limits,
-        cors: &[(&'static str, String)],
-        request: Request,
-        turn: Turn,
-    ) {
-        /// Of a client's name. It is kept for as long as the client is there.
-        const MAX_USER_AGENT: usize = 256;
-        let header = call.last_event_id.as_deref().filter(|id| !id.is_empty());
-        // A browser's own reconnect sends the header, and it is newer than the query its page was made with.
-        let last_event_id = header
-            .or_else(|| call.parameter("lastEventId"))
-            .or_else(|| call.parameter("last_event_id"))
-            .and_then(|id| id.parse::<EventId>().ok());
-        let chunked = !call.is_http_1_0;
-        let cors = cors.iter().map(|(name, value)| (*name, value.as_str()));
-        let headers =
-            STREAM_HEADERS.into_iter().chain(cors).map(|(name, value)| format!("{name}: {value}\r\n"));
-        let headers: String = headers.collect();
-        let framing = if chunked { "Transfer-Encoding: chunked" } else { "Connection: close" };
-        let head = format!("HTTP/1.{} 200 OK\r\n{headers}{framing}\r\n\r\n", u8::from(chunked));
-        let user_agent = call.user_agent.map(|mut name| {
-            // Headers are ASCII: any place is one between letters.
-            name.truncate(MAX_USER_AGENT);
-            name
-        });
-        let arrival = Arrival {
-            wire: Box::new(turn.into_stream(request)),
-            chunked,
-            head: head.into_bytes(),
-            address: call.peer,
-            user_agent,
-            limits,
-        };
-        let arrival = match &self.lab {
-            Some(lab) => lab.wrap(arrival),
-            None => arrival,
-        };
-        self.hub.join(audience, last_event_id, arrival);
-    }
-}
-
-/// The `ETag` of what changed last with this id.
-fn tag(id: EventId) -> String {
-    format!("\"{id}\"")
-}
-
-/// Refuses a body that would be taken for something else.
-fn check_kind_of_body(call: &Call, route: &Route) -> Result<(), Answer> {
-    use Method::{Delete, Patch, Post, Put};
-    if call.is_encoded && matches!(call.method, Post | Patch | Put | Delete) {
-        let text = "compression is not spoken; send the body as it is, without Content-Encoding";
-        return Err(Answer::refusal(415, text).with("Accept-Encoding", "identity"));
-    }
-    let is_change = matches!(route, Route::State(_)) && matches!(call.method, Post | Patch | Put);
-    if is_change && call.is_foreign_patch {
-        let text = format!("the one patch format that is spoken is {MERGE_PATCH}, RFC 7396");
-        return Err(Answer::refusal(415, text).with("Accept-Patch", MERGE_PATCH));
-    }
-    Ok(())
-}
-
-/// When the stream is to end by itself.
-fn limits(call: &Call) -> Result<Limits, Answer> {
-    let refused = |text: String| Answer::refusal(400, text);
-    let events = call.parameter("max_events").map(|text| {
-        let count = text.parse().ok().filter(|count| *count > 0);
-        count.ok_or_else(|| refused("max_events must be a number from 1".into()))
-    });
-    let idle = call
-        .parameter("idle")
-        .map(|text| duration(text).map_err(|right| refused(format!("idle must be {right}"))));
-    Ok(Limits { events: events.transpose()?, idle: idle.transpose()? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_names_what_it_looks_like() {
-        let route = |path: &str| Route::of(path).map_err(|answer| answer.status);
-        let kitchen = || Topic::parse("kitchen").ok();
-        assert_eq!(route("/events"), Ok(Route::Events(None)));
-        assert_eq!(route("/events/kitchen"), Ok(Route::Events(kitchen())));
-        assert_eq!(route("/state/kitchen"), Ok(Route::State(kitchen())));
-        assert_eq!(route("/state/"), Err(400));
-        assert_eq!(route("/state/a b"), Err(400));
-        assert_eq!(route("/clients/7"), Ok(Route::Client(7)));
-        assert_eq!(route("/clients/x"), Err(404));
-        assert_eq!(route("/lab/clients/7/cut"), Ok(Route::Fault(Some(7), "cut".into())));
-        assert_eq!(route("/lab/server/refuse"), Ok(Route::Fault(None, "refuse".into())));
-        assert_eq!(route("/"), Ok(Route::Page));
-        assert_eq!(route("/events/a/b"), Ok(Route::Page));
     }
 }

@@ -9,6 +9,8 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use crate::http::Content;
+
 /// Where pages come from.
 pub(crate) enum Pages {
     BuiltIn,
@@ -22,13 +24,6 @@ pub(crate) struct Page {
     /// Changes when the content does.
     pub tag: String,
     pub content: Content,
-}
-
-/// What an answer consists of.
-pub(crate) enum Content {
-    Bytes(Vec<u8>),
-    BuiltIn(&'static [u8]),
-    File { file: File, length: u64 },
 }
 
 const BUILT_IN: [(&str, &[u8]); 4] = [
@@ -146,7 +141,7 @@ mod tests {
         let pages = Pages::new(Some(&public)).unwrap();
         let length = |path: &str| match pages.find(path)?.content {
             Content::File { length, .. } => Some(length),
-            Content::Bytes(_) | Content::BuiltIn(_) => None,
+            Content::Bytes(_) | Content::BuiltIn(_) | Content::Stream => None,
         };
         assert_eq!(length("/"), Some(4));
         assert_eq!(length("/sub"), Some(3));

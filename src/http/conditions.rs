@@ -1,6 +1,6 @@
 //! The conditions of a request (RFC 9110, 13): what a client takes to be there, compared with what is.
 //!
-//! `door` reads them, `server` asks them under the lock of the write. The one rule: a write whose condition does not hold,
+//! `call` reads them, `server` asks them under the lock of the write. The one rule: a write whose condition does not hold,
 //! or cannot be read, changes nothing.
 
 /// `If-Match` and `If-None-Match`. Several lines of one name are one list.

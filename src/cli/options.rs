@@ -1,0 +1,377 @@
+//! The options of `serve`, in one table: flag, environment variable, default and help.
+
+use std::ffi::OsString;
+
+use crate::cli::settings::Set::{Path, Text};
+use crate::cli::settings::{self, Read, Setting, count, path, quoted, switch, token_in};
+use crate::server::config::{Config, Origin};
+use crate::token::Token;
+use crate::units::{duration, size};
+
+/// The options of `statecast serve`.
+pub(crate) const SETTINGS: &[Setting<Config>] = &[
+    Setting {
+        name: "listen",
+        value: "HOST:PORT",
+        default: "127.0.0.1:8080",
+        help: "where to listen; 0.0.0.0:8080 for the whole network",
+        set: Text(|config, text| {
+            let addresses = std::net::ToSocketAddrs::to_socket_addrs(text);
+            config.listen = addresses.map_err(|_| "an address, such as 127.0.0.1:8080".to_owned())?.collect();
+            Ok(())
+        }),
+    },
+    Setting {
+        name: "document",
+        value: "FILE",
+        default: "",
+        help: "keep the document in this file; without it a restart forgets it",
+        set: Path(|config, file| path(file).map(|path| config.document = Some(path))),
+    },
+    Setting {
+        name: "heartbeat",
+        value: "TIME",
+        default: "15s",
+        help: "time between heartbeat events",
+        set: Text(|config, text| duration(text).map(|time| config.heartbeat = time)),
+    },
+    Setting {
+        name: "retry",
+        value: "TIME",
+        default: "3s",
+        help: "how long clients wait before they reconnect, a third more or less",
+        set: Text(|config, text| duration(text).map(|time| config.retry = time)),
+    },
+    Setting {
+        name: "history",
+        value: "SIZE",
+        default: "4M",
+        help: "what is kept for clients that were away",
+        set: Text(|config, text| size(text).map(|bytes| config.history_bytes = bytes)),
+    },
+    Setting {
+        name: "max-clients",
+        value: "COUNT",
+        default: "10000",
+        help: "clients at once; fewer if descriptors or memory do not suffice",
+        set: Text(|config, text| {
+            config.max_clients = count(text).ok().filter(|count| *count > 0).ok_or("a number from 1")?;
+            Ok(())
+        }),
+    },
+    Setting {
+        name: "max-clients-per-address",
+        value: "COUNT",
+        default: "100",
+        help: "clients of one address, but for this machine's; 0 for no limit, behind a proxy",
+        set: Text(|config, text| count(text).map(|count| config.max_clients_per_address = count)),
+    },
+    Setting {
+        name: "max-body",
+        value: "SIZE",
+        default: "1M",
+        help: "the largest request body",
+        set: Text(|config, text| size(text).map(|bytes| config.max_body_bytes = bytes)),
+    },
+    Setting {
+        name: "max-document",
+        value: "SIZE",
+        default: "4M",
+        help: "the largest document",
+        set: Text(|config, text| size(text).map(|bytes| config.max_document_bytes = bytes)),
+    },
+    Setting {
+        name: "client-buffer",
+        value: "SIZE",
+        default: "64K",
+        help: "a client's send buffer; the kernel takes about twice as much",
+        set: Text(|config, text| size(text).map(|bytes| config.client_buffer_bytes = bytes)),
+    },
+    Setting {
+        name: "grace",
+        value: "TIME",
+        default: "5s",
+        help: "how long stopping may take",
+        set: Text(|config, text| duration(text).map(|time| config.grace = time)),
+    },
+    Setting {
+        name: "public",
+        value: "DIR",
+        default: "",
+        help: "serve this folder instead of the built-in page",
+        set: Path(|config, file| path(file).map(|path| config.public = Some(path))),
+    },
+    Setting {
+        name: "publish-token",
+        value: "TOKEN",
+        default: "",
+        help: "who has it may write, from wherever; needed behind a proxy",
+        set: Text(|config, text| Token::new(text).map(|token| config.publish_token = Some(token))),
+    },
+    Setting {
+        name: "publish-token-file",
+        value: "FILE",
+        default: "",
+        help: "the same, read from a file",
+        set: Path(|config, file| token_in(file).map(|token| config.publish_token = Some(token))),
+    },
+    Setting {
+        name: "subscribe-token",
+        value: "TOKEN",
+        default: "",
+        help: "who has it, or the publish token, may read; without one anybody may",
+        set: Text(|config, text| Token::new(text).map(|token| config.subscribe_token = Some(token))),
+    },
+    Setting {
+        name: "subscribe-token-file",
+        value: "FILE",
+        default: "",
+        help: "the same, read from a file",
+        set: Path(|config, file| token_in(file).map(|token| config.subscribe_token = Some(token))),
+    },
+    Setting {
+        name: "allow-origin",
+        value: "ORIGIN",
+        default: "",
+        help: "let pages of this origin in; once for each, or several with commas between",
+        set: Text(|config, text| {
+            for origin in text.split(',') {
+                config.allow_origin.push(Origin::new(origin.trim())?);
+            }
+            Ok(())
+        }),
+    },
+    Setting {
+        name: "open",
+        value: "",
+        default: "",
+        help: "let anybody who can connect write, not this machine alone",
+        set: Text(|config, text| switch(text).map(|on| config.open = on)),
+    },
+    Setting {
+        name: "lab",
+        value: "",
+        default: "",
+        help: "let whoever may write break connections, to see clients heal: GET /lab",
+        set: Text(|config, text| switch(text).map(|on| config.lab = on)),
+    },
+    Setting {
+        name: "verbose",
+        value: "",
+        default: "",
+        help: "log publishes, too",
+        set: Text(|config, text| switch(text).map(|on| config.verbose = on)),
+    },
+];
+
+/// What the arguments of `statecast serve` say, and the environment where they do not.
+pub(super) fn read(
+    arguments: lexopt::Parser,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Read<Config>, String> {
+    let mut config = Config { log: true, ..Config::default() };
+    for setting in SETTINGS {
+        // The first is the command's own default; the page and the README say 8080.
+        let default = Some(setting.default).filter(|_| setting.name == "listen").map(OsString::from);
+        let variable_name = setting.variable();
+        if let Some(value) = variable(&variable_name).or(default) {
+            setting.set_to(&mut config, &value, &variable_name)?;
+        }
+    }
+    let (config, words) = match settings::read("statecast", &[SETTINGS], config, arguments)? {
+        Read::All(config, words) => (config, words),
+        other => return Ok(other),
+    };
+    if let Some(word) = words.first() {
+        let word = quoted(word);
+        return Err(format!("unexpected argument {word}; statecast --help lists what there is"));
+    }
+    if config.open && config.publish_token.is_some() {
+        return Err("--open and --publish-token contradict each other: who may write?".to_owned());
+    }
+    Ok(Read::All(config, words))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::net::SocketAddr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        match read(lexopt::Parser::from_args(arguments), variable)? {
+            Read::All(config, _) => Ok(config),
+            Read::Help | Read::Version => panic!("no configuration"),
+        }
+    }
+
+    #[test]
+    fn the_help_states_the_defaults_that_are_used() {
+        let mut config = Config::default();
+        for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
+            setting.set_to(&mut config, setting.default.as_ref(), setting.name).unwrap();
+        }
+        let default = Config { listen: config.listen.clone(), ..Config::default() };
+        assert_eq!(format!("{config:?}"), format!("{default:?}"));
+        assert_eq!(config.listen, [SocketAddr::from(([127, 0, 0, 1], 8080))]);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_default() {
+        let variables =
+            [("STATECAST_HEARTBEAT", "200ms"), ("STATECAST_MAX_BODY", "2M"), ("STATECAST_OPEN", "1")];
+        let config = parse(&["--max-body", "3K", "--retry=2m"], &variables).unwrap();
+        assert_eq!(config.heartbeat, Duration::from_millis(200));
+        assert_eq!(config.max_body_bytes, 3 << 10);
+        assert_eq!(config.retry, Duration::from_secs(120));
+        assert!(config.open);
+        assert_eq!(config.listen, [SocketAddr::from(([127, 0, 0, 1], 8080))]);
+    }
+
+    #[test]
+    fn a_wrong_option_is_one_line_that_says_what_would_be_right() {
+        let table: [(&[&str], &str); 10] = [
+            (&["--heartbeat", "15"], "--heartbeat \"15\": must be a time, such as 500ms, 15s or 2m"),
+            (&["--heartbeat", "0s"], "--heartbeat \"0s\": must be a time from 1ms to 24h"),
+            (
+                &["--heartbeat", "99999999999999999999s"],
+                "--heartbeat \"99999999999999999999s\": must be a time, such as 500ms, 15s or 2m",
+            ),
+            (&["--history", "4X"], "--history \"4X\": must be a size, such as 65536, 64K or 4M"),
+            (&["--history", "-1"], "--history \"-1\": must be a size, such as 65536, 64K or 4M"),
+            (&["--max-clients", "0"], "--max-clients \"0\": must be a number from 1"),
+            (&["--listen", "here"], "--listen \"here\": must be an address, such as 127.0.0.1:8080"),
+            (&["--history"], "--history needs a SIZE"),
+            (&["--hystory", "4M"], "no option --hystory; statecast --help lists them"),
+            (&["sevre"], "unexpected argument \"sevre\"; statecast --help lists what there is"),
+        ];
+        for (arguments, line) in table {
+            assert_eq!(parse(arguments, &[]).map(|_| ()), Err(line.to_owned()), "{arguments:?}");
+        }
+        let line = parse(&[], &[("STATECAST_OPEN", "maybe")]).unwrap_err();
+        assert_eq!(line, "STATECAST_OPEN \"maybe\": must be true or false");
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused_by_name_and_never_taken_for_not_set() {
+        let value = OsStr::from_bytes(b"s3cr\xfct");
+        let read = |arguments: Vec<OsString>, name: &str| {
+            let variable = |other: &str| (other == name).then(|| value.to_owned());
+            read(lexopt::Parser::from_args(arguments), variable)
+        };
+        for setting in SETTINGS {
+            let (flag, variable) = (format!("--{}", setting.name), setting.variable());
+            let flagged =
+                (!setting.value.is_empty()).then(|| read(vec![flag.clone().into(), value.into()], ""));
+            let joined = [OsStr::new(&flag), OsStr::new("="), value].join(OsStr::new(""));
+            let said = [
+                (&*flag, flagged),
+                (&*flag, Some(read(vec![joined], ""))),
+                (&*variable, Some(read(Vec::new(), &variable))),
+            ];
+            for (name, result) in said {
+                let is_path = matches!(setting.name, "document" | "public");
+                match result {
+                    Some(Ok(Read::All(config, _))) if is_path => {
+                        assert_eq!(config.document.or(config.public).unwrap(), value, "{name}");
+                    }
+                    Some(Err(line)) if !is_path => {
+                        assert!(line.contains(name), "{line}");
+                        assert_eq!(line.lines().count(), 1, "{line}");
+                        assert!(!line.contains("s3cr") || setting.value != "TOKEN", "{line}");
+                    }
+                    None => {}
+                    other => panic!("{name}: {other:?}"),
+                }
+            }
+        }
+        let word = read(vec![value.into()], "").unwrap_err();
+        assert_eq!(word, r#"unexpected argument "s3cr\xFCt"; statecast --help lists what there is"#);
+        assert!(read(vec![OsStr::from_bytes(b"--op\xfcen").into()], "").is_err());
+        let option = read(vec!["--op\nen".into()], "").unwrap_err();
+        assert_eq!(option, r"no option --op\nen; statecast --help lists them");
+    }
+
+    #[test]
+    fn a_variable_that_is_empty_is_not_one_that_is_not_set() {
+        for setting in SETTINGS {
+            // To a switch an empty text says no, which is what it is without.
+            let result = parse(&[], &[(&setting.variable(), "")]);
+            assert_eq!(result.is_ok(), setting.value.is_empty(), "{}: {result:?}", setting.name);
+            assert!(!result.is_ok_and(|config| config.open || config.lab));
+        }
+    }
+
+    #[test]
+    fn a_token_never_reaches_an_error_or_debug() {
+        let config = parse(&["--publish-token", "s3cret", "--subscribe-token=other"], &[]).unwrap();
+        assert!(config.publish_token.as_ref().unwrap().is("s3cret"));
+        assert!(!config.publish_token.as_ref().unwrap().is("s3creT"));
+        assert!(!format!("{config:?}").contains("s3cret"));
+        let right = "must be at least one letter, and no spaces or letters beyond ASCII";
+        assert_eq!(parse(&["--publish-token", ""], &[]).unwrap_err(), format!("--publish-token: {right}"));
+        assert_eq!(
+            parse(&["--subscribe-token", "s3 cret"], &[]).unwrap_err(),
+            format!("--subscribe-token: {right}")
+        );
+        let variable = [("STATECAST_PUBLISH_TOKEN", "s3\ncret")];
+        assert_eq!(parse(&[], &variable).unwrap_err(), format!("STATECAST_PUBLISH_TOKEN: {right}"));
+        assert!(parse(&["--open", "--publish-token", "x"], &[]).unwrap_err().starts_with("--open and"));
+    }
+
+    #[test]
+    fn a_token_may_come_from_a_file() {
+        let path = std::env::temp_dir().join(format!("statecast-token-{}", std::process::id()));
+        let file = path.to_str().unwrap();
+        std::fs::write(&path, "s3cret\n").unwrap();
+        let config = parse(&["--publish-token-file", file], &[]).unwrap();
+        assert!(config.publish_token.unwrap().is("s3cret"));
+        for same in ["\u{feff}s3cret\r\n", "s3cret"] {
+            std::fs::write(&path, same).unwrap();
+            let config = parse(&[], &[("STATECAST_SUBSCRIBE_TOKEN_FILE", file)]).unwrap();
+            assert!(config.subscribe_token.unwrap().is("s3cret"), "{same:?}");
+        }
+        for wrong in
+            [&b""[..], b"\n", b"\xef\xbb\xbf", b"s3cret\n\n", b"s3cret ", b"s3cr\xfct\n", b"\xff\xfes\0"]
+        {
+            std::fs::write(&path, wrong).unwrap();
+            let line = parse(&["--publish-token-file", file], &[]).unwrap_err();
+            assert!(line.starts_with("--publish-token-file ") && !line.contains("s3cr"), "{line}");
+            assert!(line.contains("must be a file that "), "{line}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(parse(&["--publish-token-file", file], &[]).unwrap_err().contains("a file that can be read"));
+    }
+
+    #[test]
+    fn origins_are_a_list() {
+        let config =
+            parse(&["--allow-origin", "https://A.example", "--allow-origin", "http://localhost:3000"], &[]);
+        let origins: Vec<_> =
+            config.unwrap().allow_origin.iter().map(|origin| origin.as_str().to_owned()).collect();
+        assert_eq!(origins, ["https://a.example", "http://localhost:3000"]);
+        for (given, sent_by_browsers) in [
+            ("https://a.example:443", "https://a.example"),
+            ("http://A.example:80", "http://a.example"),
+            ("http://a.example:443", "http://a.example:443"),
+            ("https://a.example:8443", "https://a.example:8443"),
+            ("http://[::1]:80", "http://[::1]"),
+        ] {
+            assert_eq!(Origin::new(given).unwrap().as_str(), sent_by_browsers);
+        }
+        let variable = [("STATECAST_ALLOW_ORIGIN", "https://a.example, https://b.example")];
+        assert_eq!(parse(&[], &variable).unwrap().allow_origin.len(), 2);
+        for wrong in
+            ["*", "null", "example.org", "https://", "https://a/b", "https://a b", "https://a\r\nX: y"]
+        {
+            assert!(parse(&["--allow-origin", wrong], &[]).is_err(), "{wrong:?}");
+        }
+    }
+}
