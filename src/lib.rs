@@ -83,11 +83,10 @@ pub use client::event_source::{
 };
 pub use client::replica::{NotSo, Replica};
 pub use document::{Refusal, diff, merge};
-pub use http::allocator::{PatientAllocator, use_one_arena};
+pub use http::allocator::{PatientAllocator, count_tiny_http_panics, use_one_arena};
 pub use hub::client::ClientStatus;
 pub use hub::history::EventData;
 pub use hub::watch::TimedOut;
-pub use metrics::count_tiny_http_panics;
 pub use server::Server;
 pub use server::capacity::Capacity;
 pub use server::config::{Config, Origin};

@@ -3,18 +3,17 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::http::allocator;
-
 /// A number that only rises.
 #[derive(Default)]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    pub fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
+    /// Returns what it is now.
+    pub fn add(&self, count: u64) -> u64 {
+        self.0.fetch_add(count, Ordering::Relaxed) + count
     }
 
-    fn value(&self) -> u64 {
+    pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -29,21 +28,10 @@ impl Gauge {
     }
 }
 
-/// Panics in tiny_http's threads, in the whole process: a thread does not know its server.
-static TINY_HTTP_PANICS: Counter = Counter(AtomicU64::new(0));
-
-/// Counts panics in tiny_http's threads instead of printing them: it panics when a client leaves at a bad moment
-/// (client.rs:180), and when descriptors or threads are out. Other panics are printed as before.
-pub fn count_tiny_http_panics() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if allocator::is_for_stranger() {
-            TINY_HTTP_PANICS.add(1);
-        } else {
-            print(panic);
-        }
-    }));
-}
+/// Panics in tiny_http's threads, and heads that it refuses without a word, in the whole process: a thread does not know
+/// its server.
+pub(crate) static TINY_HTTP_PANICS: Counter = Counter(AtomicU64::new(0));
+pub(crate) static NOT_ASCII_HEADS: Counter = Counter(AtomicU64::new(0));
 
 /// What a server has done since it started.
 #[derive(Default)]
@@ -92,6 +80,11 @@ impl Metrics {
                 "abandoned_requests",
                 "Requests that could not be dropped; each costs a thread and two descriptors for good",
                 &self.abandoned_requests,
+            ),
+            (
+                "not_ascii_heads",
+                "Requests refused for a head beyond ASCII, in this process",
+                &NOT_ASCII_HEADS,
             ),
             ("tiny_http_panics", "Threads of tiny_http that panicked, in this process", &TINY_HTTP_PANICS),
         ];

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::thread;
@@ -634,7 +634,7 @@ fn a_body_may_come_in_chunks_or_be_waited_for() {
     )
     .unwrap();
     let mut answer = [0; 21];
-    std::io::Read::read_exact(&mut connection, &mut answer).unwrap();
+    connection.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 100 Continue");
     connection.write_all(body.as_bytes()).unwrap();
     let state = wait_until(|| get(address, "/state/b"), |answer| answer.status == 200);
@@ -800,7 +800,7 @@ fn a_body_that_no_machine_could_hold_is_refused_and_the_server_goes_on() {
             let mut connection = connect(server.address);
             connection.write_all(head.as_bytes()).unwrap();
             let mut answer = [0; 12];
-            std::io::Read::read_exact(&mut connection, &mut answer).unwrap();
+            connection.read_exact(&mut answer).unwrap();
             assert_eq!(&answer, b"HTTP/1.1 413", "{length}");
         }
     }
@@ -852,4 +852,61 @@ fn requests_behind_an_open_stream_wait_and_too_many_end_it() {
         id,
         "no thread was taken, and nothing was answered in between"
     );
+}
+
+#[test]
+fn an_answer_without_content_has_no_length() {
+    let server = start();
+    let address = server.address();
+    put(address, "/state/a", "1");
+    let tag = get(address, "/state/a").header("ETag").unwrap().to_owned();
+    let known =
+        raw(address, &format!("GET /state/a HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: {tag}\r\n\r\n"));
+    assert_eq!(
+        (known.status, known.header("Content-Length"), known.header("ETag")),
+        (304, None, Some(&*tag))
+    );
+    let options = raw(address, "OPTIONS /state HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_eq!((options.status, options.header("Content-Length")), (204, None));
+}
+
+#[test]
+fn a_request_of_http_1_0_is_the_last_of_its_connection() {
+    let server = start();
+    let request = "GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
+    // `exchange` reads to the end, which comes without waiting for the time of an idle connection.
+    let answer = exchange(server.address(), request.repeat(2).as_bytes());
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.").count(), 1, "{answer}");
+}
+
+#[test]
+fn a_body_announced_with_more_than_can_be_dropped_gets_its_answer_whole() {
+    let server = start();
+    let mut connection = connect(server.address());
+    let head = "PUT /state/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n";
+    connection.write_all(head.as_bytes()).unwrap();
+    connection.write_all(&[b'1'; 100_000]).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(
+        answer.ends_with("{\"error\":\"the body is larger than 1048576 bytes (--max-body)\"}"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_head_beyond_ascii_is_answered_where_the_allocator_sees_it_and_counted() {
+    let server = Binary::start(&[]);
+    let address = server.address;
+    for value in ["user=J\u{fc}rgen", "S\u{e3}o Paulo", "\u{1f600}"] {
+        let request = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {value}\r\n\r\n");
+        let answer = exchange(address, request.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.contains("a letter beyond ASCII"), "{answer}");
+    }
+    let metrics = get(address, "/metrics").body;
+    assert!(metrics.contains("statecast_not_ascii_heads_total 3\n"), "{metrics}");
 }

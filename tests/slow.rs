@@ -198,3 +198,50 @@ fn a_large_document_reaches_a_client_that_reads() {
         assert_eq!(stream.next_but_heartbeats().id(), fence);
     }
 }
+
+#[test]
+fn an_idle_stream_of_a_quiet_topic_ends_though_others_are_busy() {
+    let server = start_with(|config| config.history_bytes = 4_096);
+    let address = server.address();
+    // Longer than the server leaves an idle client alone.
+    let mut quiet = Stream::open(address, "/events/quiet?idle=6s");
+    let topic = statecast::Topic::parse("busy").unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let names = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut count = 0;
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                count += 1;
+                server.put(Some(&topic), json!(count)).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let names: Vec<String> = std::iter::from_fn(|| quiet.next_or_end()).map(|event| event.name).collect();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        names
+    });
+    assert_eq!(names, ["hello", "init"], "it missed nothing, and ended");
+}
+
+#[test]
+fn a_client_of_a_quiet_topic_that_blocks_on_a_heartbeat_has_missed_nothing() {
+    let server = start_with(|config| {
+        config.history_bytes = 4_096;
+        config.heartbeat = Duration::from_millis(1);
+        config.stall = DEADLINE;
+    });
+    let mut quiet = Stream::open_narrow(server.address(), "/events/quiet");
+    quiet.next_named("init");
+    let is_live = |is_live: bool| {
+        wait_until(|| server.clients(), |clients| clients.iter().all(|client| client.is_live == is_live))
+    };
+    is_live(true);
+    // What others publish leaves no event in history that this one has seen.
+    let topic = statecast::Topic::parse("busy").unwrap();
+    for _ in 0..10 {
+        server.put(Some(&topic), json!("x".repeat(1_000))).unwrap();
+    }
+    is_live(false);
+    server.put(Some(&statecast::Topic::parse("quiet").unwrap()), json!("done")).unwrap();
+    assert_eq!(quiet.next_but_heartbeats().data, "\"done\"", "no second hello, no init");
+}

@@ -15,6 +15,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use crate::metrics::{NOT_ASCII_HEADS, TINY_HTTP_PANICS};
+
 /// tiny_http's threads have this name: Linux gives a thread the name of the one that started it, and they choose none.
 pub(super) const TINY_HTTP: &str = "tiny_http";
 
@@ -59,8 +61,7 @@ static HEADS_ARE_BOUNDED: AtomicBool = AtomicBool::new(false);
 /// Threads that sleep.
 static SLEEPING: AtomicUsize = AtomicUsize::new(0);
 
-/// Heads beyond ASCII in this process, and how many of them a keeper has seen.
-static NOT_ASCII_HEADS: AtomicU64 = AtomicU64::new(0);
+/// How many heads beyond ASCII a keeper has seen.
 static SEEN_HEADS: AtomicU64 = AtomicU64::new(0);
 
 /// The system's allocator, which makes tiny_http's threads wait before they hold much text.
@@ -84,6 +85,19 @@ pub fn use_one_arena() {
     }
 }
 
+/// Counts panics in tiny_http's threads instead of printing them: it panics when a client leaves at a bad moment
+/// (client.rs:180), and when descriptors or threads are out. Other panics are printed as before.
+pub fn count_tiny_http_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if is_for_stranger() {
+            TINY_HTTP_PANICS.add(1);
+        } else {
+            print(panic);
+        }
+    }));
+}
+
 /// Gives what a crowd has left back to the system.
 #[allow(unsafe_code)]
 pub(super) fn return_memory() {
@@ -95,7 +109,7 @@ pub(super) fn return_memory() {
 }
 
 /// Whether this thread works for a stranger: tiny_http's all do.
-pub(crate) fn is_for_stranger() -> bool {
+pub(super) fn is_for_stranger() -> bool {
     // A thread that is ending has no thread-locals any more.
     FOR_STRANGER
         .try_with(|known| {
@@ -148,12 +162,7 @@ pub(super) fn is_anybody_sleeping() -> bool {
     SLEEPING.load(Ordering::Relaxed) > 0
 }
 
-/// How many heads beyond ASCII there were in this process. The threads of the last ones wait for `see_heads`.
-pub(crate) fn not_ascii_heads() -> u64 {
-    NOT_ASCII_HEADS.load(Ordering::Relaxed)
-}
-
-/// Lets threads go on that had read a head beyond ASCII, up to that count.
+/// Lets threads go on that had read a head beyond ASCII, up to that count of `NOT_ASCII_HEADS`.
 pub(super) fn see_heads(count: u64) {
     SEEN_HEADS.fetch_max(count, Ordering::Relaxed);
 }
@@ -210,7 +219,7 @@ fn read_message(block: *mut u8, layout: Layout) {
     // caller, who frees it, holds no reference into it.
     let text = unsafe { std::slice::from_raw_parts(block, NOT_ASCII.len()) };
     if text == NOT_ASCII {
-        let number = NOT_ASCII_HEADS.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = NOT_ASCII_HEADS.add(1);
         for _ in 0..UNSEEN_LOOKS {
             if SEEN_HEADS.load(Ordering::Relaxed) >= number {
                 return;

@@ -79,9 +79,10 @@ impl Answer {
         let version = if framing.is_http_1_0 { "HTTP/1.0 " } else { "HTTP/1.1 " };
         let reason = StatusCode(self.status).default_reason_phrase();
         put(&[version, &self.status.to_string(), " ", reason, "\r\n"]);
-        let own = [("Server", "statecast"), ("Date", &http_date())];
-        let given = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
-        for (name, value) in own.into_iter().chain(given) {
+        if !matches!(self.content, Content::Stream) {
+            put(&["Server: statecast\r\nDate: ", &http_date(), "\r\n"]);
+        }
+        for (name, value) in &self.headers {
             put(&[name, ": ", value, "\r\n"]);
         }
         match self.length() {
@@ -176,9 +177,9 @@ mod tests {
         let closing = "HTTP/1.0 200 OK\nServer: statecast\nContent-Length: 2\nConnection: close\n";
         assert_eq!(head(&json(), true, true), closing);
         let stream = Answer { content: Content::Stream, ..json() };
-        let chunked = "HTTP/1.1 200 OK\nServer: statecast\nTransfer-Encoding: chunked\n";
+        let chunked = "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n";
         assert_eq!(head(&stream, false, false), chunked);
-        assert_eq!(head(&stream, true, true), "HTTP/1.0 200 OK\nServer: statecast\nConnection: close\n");
+        assert_eq!(head(&stream, true, true), "HTTP/1.0 200 OK\nConnection: close\n");
         for status in [204, 304] {
             assert!(!head(&Answer::empty(status), false, false).contains("Length"), "{status}");
         }

@@ -18,6 +18,7 @@ use crate::http::listener::Shared;
 use crate::http::socket::{Facts, Identity};
 use crate::http::turn::{Connection, Doing, Patience, Seen, State, Table};
 use crate::lock::lock;
+use crate::metrics::NOT_ASCII_HEADS;
 
 /// Between two looks while there are connections to look at, and while there are none.
 const TICK: Duration = Duration::from_millis(100);
@@ -120,7 +121,7 @@ pub(super) struct Keeper {
 impl Keeper {
     pub fn new(shared: Arc<Shared>) -> Keeper {
         let now = Instant::now();
-        let not_ascii_heads = allocator::not_ascii_heads();
+        let not_ascii_heads = NOT_ASCII_HEADS.value();
         Keeper { shared, thorough_at: now + THOROUGH, replace_at: now, trims_left: 0, not_ascii_heads }
     }
 
@@ -219,7 +220,7 @@ impl Keeper {
     fn tell_not_ascii(&mut self, found: &[(SocketAddr, Identity)]) {
         const WHAT: &str = "a request's head has a letter beyond ASCII, which cannot be read here: probably a cookie of \
              another program on this host, or a header that a proxy adds; leave it out, or have a proxy leave it out";
-        let count = allocator::not_ascii_heads();
+        let count = NOT_ASCII_HEADS.value();
         let new = count - std::mem::replace(&mut self.not_ascii_heads, count);
         if new == 0 {
             return;

@@ -368,7 +368,9 @@ impl Turn {
             // tiny_http's reading thread would stay for as long as the stream, with a descriptor (client.rs:75).
             Some(identity) => self.table.sockets.make_stream(identity),
             // The inherited send timeout bounds what a write can wait.
-            None => self.table.metrics.unfound_sockets.add(1),
+            None => {
+                self.table.metrics.unfound_sockets.add(1);
+            }
         }
         if asks_too_much {
             self.table.close(&self.connection);

@@ -1,6 +1,6 @@
 //! One client: what it has, what is on its way to it, and the writer that tiny_http gave us.
 //!
-//! A client is *live* while the hub thread writes to it, or *catching up* while somebody brings it to the end of
+//! A client is *live* while the fan-out thread writes to it, or *catching up* while somebody brings it to the end of
 //! history: the thread that took its request when it is new, the catch-up thread when a write did not complete.
 //! Both do the same thing, so joining is not a special case of anything. The one rule: whatever changes a client's
 //! place holds the client's lock from before it looks at history until after; so whoever comes next, the hub thread
@@ -11,6 +11,7 @@ use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,9 @@ use serde_json::Value;
 
 use crate::clock::now_ms;
 use crate::document::to_json;
+use crate::hub::chunk::Chunk;
 use crate::hub::history::Audience;
+use crate::hub::state::Seat;
 use crate::lock::lock;
 use crate::sse::event::{EventId, Topic};
 use crate::wire::Wire;
@@ -37,6 +40,8 @@ pub(crate) struct Client {
     pub user_agent: Option<String>,
     pub connected_at_ms: u64,
     pub until: Until,
+    /// Set by whoever catches it up, before a last look at history; cleared under the lock below.
+    is_live: AtomicBool,
     stream: Mutex<Stream>,
 }
 
@@ -105,7 +110,6 @@ impl fmt::Display for ClientStatus {
 /// What a client has been sent, counted.
 #[derive(Clone, Copy)]
 pub(crate) struct Status {
-    pub live: bool,
     pub last_event_id: Option<EventId>,
     pub events: u64,
     pub bytes: u64,
@@ -114,6 +118,7 @@ pub(crate) struct Status {
 struct Stream {
     /// `None` once closed.
     wire: Option<Box<dyn Wire>>,
+    seat: Option<Seat>,
     /// An HTTP/1.0 client gets the same bytes without chunks.
     chunked: bool,
     place: Place,
@@ -124,6 +129,14 @@ struct Stream {
     quota: Option<Quota>,
     ending: bool,
     status: Status,
+    reading: Reading,
+}
+
+/// How much the peer has acknowledged, and since when no more.
+#[derive(Clone, Copy)]
+struct Reading {
+    acknowledged: u64,
+    since: Instant,
 }
 
 /// What is left of a stream's until.
@@ -165,55 +178,6 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Frames, encoded once for all who get them: HTTP's chunk around the events.
-pub(crate) struct Chunk {
-    bytes: Arc<Vec<u8>>,
-    /// The events in `bytes`, without the chunk's size line and its end.
-    events: Range<usize>,
-    /// Each event: its id, if it has one, and where it ends in `events`.
-    ends: Vec<(Option<EventId>, usize)>,
-}
-
-impl Chunk {
-    /// A chunk of frames; `ends` says for each where it ends.
-    pub fn new(frames: &[u8], ends: Vec<(Option<EventId>, usize)>) -> Chunk {
-        let mut bytes = format!("{:x}\r\n", frames.len()).into_bytes();
-        let start = bytes.len();
-        bytes.extend_from_slice(frames);
-        bytes.extend_from_slice(b"\r\n");
-        Chunk { bytes: Arc::new(bytes), events: start..start + frames.len(), ends }
-    }
-
-    /// How many events there are.
-    pub fn count(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// The bytes as they go to a client.
-    pub fn bytes(&self, chunked: bool) -> &[u8] {
-        &self.bytes[self.range(chunked)]
-    }
-
-    fn range(&self, chunked: bool) -> Range<usize> {
-        if chunked { 0..self.bytes.len() } else { self.events.clone() }
-    }
-
-    /// How many of its events a client at this place has already. Events without an id are new to everybody.
-    fn known_at(&self, place: EventId) -> usize {
-        self.ends.partition_point(|(id, _)| id.is_some_and(|id| id <= place))
-    }
-
-    fn first(&self, count: usize) -> Chunk {
-        Chunk::new(&self.bytes(false)[..self.ends[count - 1].1], self.ends[..count].to_vec())
-    }
-
-    fn without_first(&self, count: usize) -> Chunk {
-        let start = self.ends[count - 1].1;
-        let ends = self.ends[count..].iter().map(|(id, end)| (*id, end - start)).collect();
-        Chunk::new(&self.bytes(false)[start..], ends)
-    }
-}
-
 /// What a client is to get next, and where it stands then.
 pub(crate) struct Following {
     pub chunks: Vec<Arc<Chunk>>,
@@ -228,30 +192,62 @@ pub(crate) enum Progress {
     /// The socket takes no more for now. The client is not live any more.
     Blocked,
     /// The connection is over.
-    Gone(io::Error),
+    Gone(End),
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The server ended the stream, and everything was written.
+    Clean,
+    /// A write failed.
+    Failed(io::Error),
+    /// The peer took nothing for too long: the text says for how long.
+    Silent(String),
+    /// The server closed it as it was, for this reason.
+    Cut(&'static str),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Clean => f.write_str("ended by the server"),
+            End::Failed(error) => error.fmt(f),
+            End::Silent(text) => f.write_str(text),
+            End::Cut(why) => f.write_str(why),
+        }
+    }
 }
 
 impl Client {
-    /// A client that is catching up from `place`. Its stream begins with its HTTP head and, if given, `first`.
-    pub fn new(id: u64, audience: Audience, place: Place, arrival: Arrival, first: Option<&Chunk>) -> Client {
-        let Arrival { wire, chunked, head, address, user_agent, until } = arrival;
+    /// A client that is catching up from `place`. Its stream begins with its HTTP head and, where it resumes, `hello`.
+    pub fn new(id: u64, audience: Audience, place: Place, arrival: Arrival, hello: Option<&Chunk>) -> Client {
+        let Arrival { wire, chunked, head, address, user_agent, until, seat } = arrival;
         let last_event_id = match place {
             Place::After(id) => Some(id),
             Place::Nowhere(_) => None,
         };
-        let status = Status { live: false, last_event_id, events: 0, bytes: 0 };
-        let pending = Pending::default();
-        let quota =
-            (until != Until::default()).then(|| Quota { events: until.events, last_event: Instant::now() });
-        let mut stream =
-            Stream { wire: Some(wire), chunked, place, pending, written: None, quota, ending: false, status };
+        let now = Instant::now();
+        let is_limited = until != Until::default();
+        let mut stream = Stream {
+            wire: Some(wire),
+            seat: Some(seat),
+            chunked,
+            place,
+            pending: Pending::default(),
+            written: None,
+            quota: is_limited.then_some(Quota { events: until.events, last_event: now }),
+            ending: false,
+            status: Status { last_event_id, events: 0, bytes: 0 },
+            reading: Reading { acknowledged: 0, since: now },
+        };
         let range = 0..head.len();
         stream.pending.append(Arc::new(head), range);
-        if let Some(first) = first {
-            stream.append(first);
+        if let Some(hello) = hello {
+            stream.append(hello);
         }
-        let stream = Mutex::new(stream);
-        Client { id, address, audience, user_agent, connected_at_ms: now_ms(), until, stream }
+        let (is_live, stream) = (AtomicBool::new(false), Mutex::new(stream));
+        Client { id, address, audience, user_agent, connected_at_ms: now_ms(), until, is_live, stream }
     }
 
     pub fn status(&self) -> Status {
@@ -260,12 +256,12 @@ impl Client {
 
     /// What `GET /clients` tells.
     pub fn describe(&self) -> ClientStatus {
-        let Status { live, last_event_id, events, bytes } = self.status();
+        let Status { last_event_id, events, bytes } = self.status();
         ClientStatus {
             id: self.id,
             address: self.address,
             topic: self.audience.clone(),
-            is_live: live,
+            is_live: self.is_live(),
             connected_at_ms: self.connected_at_ms,
             last_event_id,
             events,
@@ -279,11 +275,11 @@ impl Client {
         self.lock().ending
     }
 
-    /// Whether everything up to an id was written to it; `delivered` is where the hub thread is done with all that
+    /// Whether everything up to an id was written to it; `delivered` is where the fan-out thread is done with all that
     /// are live, also with those that do not see what came last.
     pub fn has(&self, id: EventId, delivered: EventId) -> bool {
         let stream = self.lock();
-        stream.written >= Some(id) || stream.status.live && delivered >= id
+        stream.written >= Some(id) || self.is_live() && delivered >= id
     }
 
     /// When its stream ends if no event comes before; `None` if it waits for as long as it takes.
@@ -292,12 +288,15 @@ impl Client {
         self.lock().quota.as_ref().map(|quota| quota.last_event + idle)
     }
 
-    /// Writes what follows the client's place in `chunk`, if it is live; `to` is the hub's place after it.
-    /// `None` if somebody else is catching it up.
-    pub fn deliver(&self, chunk: &Chunk, to: Option<EventId>) -> Option<Progress> {
+    /// Writes what follows the client's place in `chunk`, if it is live; `to` is the fan-out thread's place after it.
+    /// `None` if somebody else is catching it up, who may hold its lock for long: that is not waited for.
+    pub fn deliver(&self, chunk: &Chunk, to: EventId) -> Option<Progress> {
+        if !self.is_live() {
+            return None;
+        }
         let mut stream = self.lock();
         let Place::After(place) = stream.place else { return None };
-        if !stream.status.live {
+        if !self.is_live() {
             return None;
         }
         match chunk.known_at(place) {
@@ -305,27 +304,32 @@ impl Client {
             known if known < chunk.count() => stream.append(&chunk.without_first(known)),
             _ => {}
         }
-        if let Some(to) = to {
-            stream.place = Place::After(place.max(to));
-        }
-        Some(stream.push())
+        stream.place = Place::After(place.max(to));
+        Some(self.push(&mut stream))
     }
 
     /// Writes until the client is live, its socket takes no more, or it has had enough rounds. `following` answers
-    /// with what comes after a place, or `None` at the end of history.
-    pub fn catch_up(&self, following: impl Fn(&Client, Place) -> Option<Following>) -> Progress {
-        let mut stream = self.lock();
+    /// with what comes after a place, or `None` at the end of history. A live client has nothing to be caught up with:
+    /// its place is the fan-out thread's, whatever its audience has seen.
+    pub fn catch_up(&self, following: impl Fn(Place) -> Option<Following>) -> Progress {
         for _ in 0..ROUNDS {
+            let mut stream = self.lock();
+            if self.is_live() {
+                return Progress::Done;
+            }
             if stream.pending.len() < SMALL && !stream.ending {
-                if let Some(following) = following(self, stream.place) {
-                    stream.place = Place::After(following.place);
-                    following.chunks.iter().for_each(|chunk| stream.append(chunk));
+                if let Some(following) = following(stream.place) {
+                    stream.follow(&following);
                 } else if stream.pending.is_flushed() {
-                    stream.status.live = true;
-                    return Progress::Done;
+                    // Live first, and then a look at what came meanwhile: the fan-out thread passes over whoever is not live,
+                    // without waiting, and must not pass over this one for something that nobody else sees.
+                    self.is_live.store(true, Ordering::SeqCst);
+                    let Some(following) = following(stream.place) else { return Progress::Done };
+                    self.is_live.store(false, Ordering::SeqCst);
+                    stream.follow(&following);
                 }
             }
-            match stream.push() {
+            match self.push(&mut stream) {
                 Progress::Done => {}
                 other => return other,
             }
@@ -333,41 +337,58 @@ impl Client {
         Progress::Blocked
     }
 
-    /// Ends the stream cleanly: a last event, if given, and the last chunk. `None` if somebody else is catching
-    /// it up, who will see it through.
-    pub fn end(&self, last: Option<Chunk>) -> Option<Progress> {
+    /// Ends the stream cleanly: a last event, if given, and the last chunk. `None` if somebody else is catching it up,
+    /// who will see it through.
+    pub fn end(&self, last: Option<&Chunk>) -> Option<Progress> {
         let mut stream = self.lock();
-        let was_live = stream.status.live;
         if stream.ending || stream.wire.is_none() {
             return None;
         }
         if let Some(last) = last {
-            stream.append(&last);
+            stream.append(last);
         }
         stream.finish();
-        was_live.then(|| stream.push())
+        self.is_live.swap(false, Ordering::SeqCst).then(|| self.push(&mut stream))
     }
 
-    /// Closes the connection as it is.
+    /// Closes the connection as it is, and gives its seat back.
     pub fn close(&self) {
         let mut stream = self.lock();
-        stream.status.live = false;
-        let wire = stream.wire.take();
+        self.is_live.store(false, Ordering::SeqCst);
+        let (wire, seat) = (stream.wire.take(), stream.seat.take());
         stream.pending = Pending::default();
         drop(stream);
-        drop(wire);
+        drop((wire, seat));
     }
 
-    /// How much has reached the peer, which rises as long as it reads at all, and whether more is on its way.
-    pub fn acknowledged(&self) -> (u64, bool) {
-        let stream = self.lock();
-        let waiting = stream.wire.as_ref().and_then(|wire| wire.unacknowledged()).unwrap_or(0);
-        (stream.status.bytes.saturating_sub(waiting), waiting > 0)
+    /// For how long the peer has acknowledged nothing, though something waits for it: the one rule of progress, whatever
+    /// the limit. Zero for a wire that takes nothing on purpose.
+    pub fn stuck_for(&self, now: Instant) -> Duration {
+        let mut stream = self.lock();
+        let stream = &mut *stream;
+        let Some(wire) = &stream.wire else { return Duration::ZERO };
+        let unacknowledged = wire.unacknowledged().unwrap_or(0);
+        let acknowledged = stream.status.bytes.saturating_sub(unacknowledged);
+        let is_waiting = unacknowledged > 0 || !stream.pending.is_flushed();
+        if acknowledged > stream.reading.acknowledged || !is_waiting || wire.is_held() {
+            stream.reading = Reading { acknowledged, since: now };
+        }
+        now.saturating_duration_since(stream.reading.since)
     }
 
-    /// Whether its wire takes nothing on purpose.
-    pub fn is_held(&self) -> bool {
-        self.lock().wire.as_ref().is_some_and(|wire| wire.is_held())
+    fn is_live(&self) -> bool {
+        self.is_live.load(Ordering::SeqCst)
+    }
+
+    /// Writes what is pending. Whoever does not take all of it is not live any more.
+    fn push(&self, stream: &mut Stream) -> Progress {
+        let progress = stream.push();
+        let is_live = matches!(progress, Progress::Done);
+        if !is_live && self.is_live.swap(false, Ordering::SeqCst) {
+            // From now on it is timed.
+            stream.reading.since = Instant::now();
+        }
+        progress
     }
 
     fn lock(&self) -> MutexGuard<'_, Stream> {
@@ -385,10 +406,7 @@ pub(crate) struct Arrival {
     pub address: SocketAddr,
     pub user_agent: Option<String>,
     pub until: Until,
-}
-
-fn ended() -> io::Error {
-    io::Error::other("ended by the server")
+    pub seat: Seat,
 }
 
 impl Stream {
@@ -415,10 +433,15 @@ impl Stream {
         }
     }
 
+    /// Appends what comes after its place.
+    fn follow(&mut self, following: &Following) {
+        self.place = Place::After(following.place);
+        following.chunks.iter().for_each(|chunk| self.append(chunk));
+    }
+
     /// Nothing follows but the last chunk.
     fn finish(&mut self) {
         self.ending = true;
-        self.status.live = false;
         if self.chunked {
             self.pending.append(Arc::new(b"0\r\n\r\n".to_vec()), 0..5);
         }
@@ -426,9 +449,9 @@ impl Stream {
 
     /// Writes what is pending, as far as the socket takes it without waiting.
     fn push(&mut self) -> Progress {
-        let Some(wire) = &mut self.wire else { return Progress::Gone(ended()) };
+        let Some(wire) = &mut self.wire else { return Progress::Gone(End::Clean) };
         match self.pending.write_to(wire, &mut self.status.bytes) {
-            Ok(()) if self.ending => Progress::Gone(ended()),
+            Ok(()) if self.ending => Progress::Gone(End::Clean),
             Ok(()) => {
                 if let Place::After(place) = self.place {
                     self.written = Some(place);
@@ -437,13 +460,9 @@ impl Stream {
             }
             // A send timeout that a socket inherited says TimedOut on some systems.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                self.status.live = false;
                 Progress::Blocked
             }
-            Err(error) => {
-                self.status.live = false;
-                Progress::Gone(error)
-            }
+            Err(error) => Progress::Gone(End::Failed(error)),
         }
     }
 }

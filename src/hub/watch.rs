@@ -23,7 +23,7 @@ pub(crate) struct Watch {
 #[derive(Clone, Copy)]
 struct Told {
     count: u64,
-    /// What the hub thread has written to every live client.
+    /// What the fan-out thread has written to every live client.
     delivered: EventId,
     /// Mostly none, and then nobody needs to be woken.
     waiting: usize,
@@ -40,7 +40,7 @@ impl Watch {
         self.tell_more(self.lock());
     }
 
-    /// Says that the hub thread is done with everything up to this id.
+    /// Says that the fan-out thread is done with everything up to this id.
     pub fn tell_delivered(&self, to: EventId) {
         let mut told = self.lock();
         told.delivered = to;
@@ -48,7 +48,7 @@ impl Watch {
     }
 
     /// What `look` finds, which is asked at once and whenever something was told; `None` if it finds nothing until
-    /// the deadline. It is given the place up to which the hub thread is done.
+    /// the deadline. It is given the place up to which the fan-out thread is done.
     pub fn wait<T>(&self, deadline: Instant, mut look: impl FnMut(EventId) -> Option<T>) -> Option<T> {
         loop {
             // The last look comes after the deadline: what came just before it counts, and what keeps coming ends.

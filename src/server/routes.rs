@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::document;
 use crate::http::{Answer, Call, Exchange, MERGE_PATCH, Method};
-use crate::hub::Hub;
 use crate::hub::client::{Arrival, Until};
 use crate::hub::history::{Audience, EventData};
+use crate::hub::{Hub, Seat};
 use crate::lock::lock;
 use crate::server::access::Rules;
 use crate::server::answers;
@@ -34,7 +34,7 @@ pub(super) struct Site {
 /// What a call comes to.
 enum Reply {
     Answer(Answer),
-    Stream(Audience, Until),
+    Stream(Audience, Until, Seat),
 }
 
 impl Site {
@@ -52,7 +52,9 @@ impl Site {
             self.respond(exchange.call(), route, &body)
         });
         match reply {
-            Ok(Reply::Stream(audience, until)) => self.open_stream(exchange, audience, until, cors),
+            Ok(Reply::Stream(audience, until, seat)) => {
+                self.open_stream(exchange, audience, (until, seat), cors);
+            }
             Ok(Reply::Answer(answer)) | Err(answer) => exchange.answer(answer.with_all(cors)),
         }
     }
@@ -113,8 +115,8 @@ impl Site {
             return Err(refusal);
         }
         let until = until(call)?;
-        self.hub.admit(call.peer.ip()).map_err(answers::full)?;
-        Ok(Reply::Stream(audience, until))
+        let seat = self.hub.admit(call.peer.ip()).map_err(answers::full)?;
+        Ok(Reply::Stream(audience, until, seat))
     }
 
     fn lab(&self) -> Result<&Arc<Lab>, Answer> {
@@ -179,7 +181,7 @@ impl Site {
         &self,
         exchange: Exchange,
         audience: Audience,
-        until: Until,
+        (until, seat): (Until, Seat),
         cors: Vec<(&'static str, String)>,
     ) {
         /// Of a client's name. It is kept for as long as the client is there.
@@ -196,7 +198,7 @@ impl Site {
             call.user_agent.as_deref().map(|name| name[..name.len().min(MAX_USER_AGENT)].to_owned());
         let (chunked, address) = (!call.is_http_1_0, call.peer);
         let (wire, head) = exchange.stream(&answers::stream_head().with_all(cors));
-        let arrival = Arrival { wire, chunked, head, address, user_agent, until };
+        let arrival = Arrival { wire, chunked, head, address, user_agent, until, seat };
         let arrival = match &self.lab {
             Some(lab) => lab.wrap(arrival),
             None => arrival,
