@@ -779,7 +779,7 @@ fn a_body_that_ends_early_is_no_body() {
         .unwrap();
     connection.shutdown(std::net::Shutdown::Write).unwrap();
     let mut answer = String::new();
-    std::io::Read::read_to_string(&mut connection, &mut answer).unwrap();
+    connection.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     assert_eq!(get(address, "/state").body, "{}");
 }
@@ -887,7 +887,7 @@ fn a_body_announced_with_more_than_can_be_dropped_gets_its_answer_whole() {
     let mut connection = connect(server.address());
     let head = "PUT /state/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n";
     connection.write_all(head.as_bytes()).unwrap();
-    connection.write_all(&[b'1'; 100_000]).unwrap();
+    connection.write_all(&vec![b'1'; 100_000]).unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");

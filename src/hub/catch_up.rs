@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use crate::hub::Hub;
-use crate::hub::chunk::{Chunk, PASS_BYTES, chunk_of, up_to_a_pass};
 use crate::hub::client::{Client, End, Following, Place, Progress, Reason};
-use crate::hub::history::{Audience, Entry};
+use crate::hub::history::{chunk_of, up_to_a_pass};
 use crate::lock::lock;
 
 /// The catch-up thread comes back to a blocked client after the first delay, then ever later, up to the second.
@@ -77,7 +76,7 @@ impl Hub {
                 match entries {
                     Some(entries) => {
                         let place = entries.last()?.id;
-                        let chunk = self.shared_chunk_of(&entries, &client.audience);
+                        let chunk = chunk_of(&entries, &client.audience);
                         return Some(Following { chunks: chunk.into_iter().collect(), place });
                     }
                     None => Reason::Lagged,
@@ -90,23 +89,6 @@ impl Hub {
         let (place, init) = self.lock().init(&client.audience);
         let hello = Arc::new(self.hello(client.id, "init", &reason.to_string()));
         Some(Following { chunks: vec![hello, init], place })
-    }
-
-    /// A chunk that is shared with others who are at the same place, if it is a large one.
-    fn shared_chunk_of(&self, entries: &[Arc<Entry>], audience: &Audience) -> Option<Arc<Chunk>> {
-        let large = match entries {
-            [only] if only.size() > PASS_BYTES => only,
-            _ => return chunk_of(entries, audience).map(Arc::new),
-        };
-        let mut shared = lock(&self.large_chunks);
-        shared.retain(|(_, _, chunk)| chunk.strong_count() > 0);
-        let known = shared.iter().find(|(id, of, _)| *id == large.id && of == audience);
-        if let Some(chunk) = known.and_then(|(_, _, chunk)| chunk.upgrade()) {
-            return Some(chunk);
-        }
-        let chunk = chunk_of(entries, audience).map(Arc::new)?;
-        shared.push((large.id, audience.clone(), Arc::downgrade(&chunk)));
-        Some(chunk)
     }
 
     /// Removes clients whose machine acknowledges nothing of what was sent to it: a power cut, a pulled cable. Their

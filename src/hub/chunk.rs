@@ -3,11 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::hub::history::{Audience, Entry};
 use crate::sse::event::{EventId, EventName, write_event};
-
-/// What is taken from history at once, at most: more would not fit a socket's send buffer in one write.
-pub(super) const PASS_BYTES: usize = 64 << 10;
 
 /// Frames, encoded once for all who get them: HTTP's chunk around the events.
 pub(crate) struct Chunk {
@@ -45,6 +41,18 @@ impl Chunk {
         Chunk::new(&frame, vec![(None, end)])
     }
 
+    /// All events of several chunks, in their order.
+    pub fn joined(chunks: &[&Arc<Chunk>]) -> Chunk {
+        let mut frames = Vec::with_capacity(chunks.iter().map(|chunk| chunk.events.len()).sum());
+        let mut ends = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            let start = frames.len();
+            frames.extend_from_slice(chunk.bytes(false));
+            ends.extend(chunk.ends.iter().map(|(id, end)| (*id, start + end)));
+        }
+        Chunk::new(&frames, ends)
+    }
+
     /// How many events there are.
     pub fn count(&self) -> usize {
         self.ends.len()
@@ -73,27 +81,4 @@ impl Chunk {
         let ends = self.ends[count..].iter().map(|(id, end)| (*id, end - start)).collect();
         Chunk::new(&self.bytes(false)[start..], ends)
     }
-}
-
-/// The first entries, as many as one pass takes, at least one if there is one.
-pub(super) fn up_to_a_pass<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> Vec<Arc<Entry>> {
-    let mut size = 0;
-    let fits = |entry: &&Arc<Entry>| {
-        let first = size == 0;
-        size += entry.size();
-        first || size <= PASS_BYTES
-    };
-    entries.take_while(fits).cloned().collect()
-}
-
-/// What `entries` are to an audience; `None` if it sees none of them.
-pub(super) fn chunk_of(entries: &[Arc<Entry>], audience: &Audience) -> Option<Chunk> {
-    let mut frames = Vec::new();
-    let mut ends = Vec::new();
-    for entry in entries {
-        if entry.write_frame(audience, &mut frames) {
-            ends.push((Some(entry.id), frames.len()));
-        }
-    }
-    (!ends.is_empty()).then(|| Chunk::new(&frames, ends))
 }

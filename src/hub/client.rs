@@ -15,10 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
 use crate::clock::now_ms;
-use crate::document::to_json;
 use crate::hub::chunk::Chunk;
 use crate::hub::history::Audience;
 use crate::hub::state::Seat;
@@ -80,20 +77,9 @@ pub struct ClientStatus {
 }
 
 impl ClientStatus {
-    fn state(&self) -> &'static str {
+    /// `state` in `GET /clients`.
+    pub(crate) fn state(&self) -> &'static str {
         if self.is_live { "live" } else { "catching_up" }
-    }
-
-    pub(crate) fn to_json(&self) -> String {
-        let ClientStatus { id, connected_at_ms, events, bytes, .. } = self;
-        let address = to_json(&Value::from(self.address.to_string()));
-        let topic = to_json(&Value::from(self.topic.as_ref().map(Topic::as_str)));
-        let state = self.state();
-        let last_event_id = to_json(&Value::from(self.last_event_id.map(|id| id.to_string())));
-        let user_agent = to_json(&Value::from(self.user_agent.as_deref()));
-        format!(
-            r#"{{"id":{id},"address":{address},"topic":{topic},"state":"{state}","connected_at":{connected_at_ms},"last_event_id":{last_event_id},"events":{events},"bytes":{bytes},"user_agent":{user_agent}}}"#
-        )
     }
 }
 

@@ -12,9 +12,9 @@ use crossbeam_channel::Receiver;
 
 use crate::clock::now_ms;
 use crate::hub::Hub;
-use crate::hub::chunk::{Chunk, chunk_of, up_to_a_pass};
+use crate::hub::chunk::Chunk;
 use crate::hub::client::{Client, Progress};
-use crate::hub::history::{Audience, Entry};
+use crate::hub::history::{Audience, Entry, chunk_of, up_to_a_pass};
 use crate::sse::event::{EventId, EventName};
 
 /// What a pass has to do.
@@ -72,11 +72,10 @@ impl Hub {
         let to = entries.last()?.id;
         state.read = to;
         state.unread_bytes -= entries.iter().map(|entry| entry.size()).sum::<usize>();
-        let topics = entries.iter().flat_map(|entry| entry.topics().cloned().map(Some));
-        let touched: HashSet<Audience> = std::iter::once(None).chain(topics).collect();
-        let clients = |audience: Audience| {
-            let clients = state.audiences.get(&audience)?.clients.clone();
-            Some((audience, clients))
+        let touched: HashSet<&Audience> = entries.iter().flat_map(|entry| entry.audiences()).collect();
+        let clients = |audience: &Audience| {
+            let clients = state.audiences.get(audience)?.clients.clone();
+            Some((audience.clone(), clients))
         };
         let audiences = touched.into_iter().filter_map(clients).collect();
         Some(Pass { entries, to, audiences, is_partial: to != state.history.last_id() })

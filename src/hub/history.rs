@@ -1,119 +1,109 @@
 //! History: what was published last, so that whoever was away gets exactly what it missed.
 //!
-//! `hub` appends to it under its lock and reads from it for everybody else. It is the only queue there is: the hub
-//! thread and every client that catches up read it from their own place. The one rule: a place in it is the id of
-//! the last event before it, and it answers for a place only if nothing after that place is gone.
+//! The hub appends to it under its lock. It is the only queue there is: the fan-out thread and every client that catches
+//! up read it from their own place. The one rule: a place in it is the id of the last event before it, and it answers for a
+//! place only if nothing after that place is gone.
 
 use std::collections::VecDeque;
-use std::fmt::Write;
-use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::document::{Patch, to_json};
-use crate::sse::event::{EventId, EventName, Topic, write_event};
+use crate::hub::chunk::Chunk;
+use crate::sse::event::{EventId, EventName, Topic};
 
 /// Whom an event is for: `None` are the subscribers of the whole document, `/events`.
 pub(crate) type Audience = Option<Topic>;
 
-/// One published event, kept once: what an audience sees of it is found in it when somebody needs it.
+/// What is taken from history at once, at most: more would not fit a socket's send buffer in one write.
+const PASS_BYTES: usize = 64 << 10;
+
+/// One published event, kept once: as the frames that its audiences see, encoded once for all.
 pub(crate) struct Entry {
     pub id: EventId,
-    name: EventName,
-    /// What `/events` sees; `None` for a place without an event.
-    whole: Option<String>,
-    /// In the order of their names, as the patch has them.
-    topics: Vec<(Topic, TopicData)>,
-}
-
-/// What the stream of a topic sees.
-enum TopicData {
-    /// This part of `whole`.
-    Part(Range<usize>),
-    /// Text, which `whole` holds as a JSON string.
-    Text(String),
+    /// In the order of the audiences: `/events` first, if it sees the event.
+    frames: Vec<(Audience, Arc<Chunk>)>,
 }
 
 impl Entry {
-    /// A change of the document. Each topic's own patch is a part of the whole one.
+    /// A change of the document. Each topic sees its own part of the patch.
     pub fn update(id: EventId, patch: &Patch) -> Entry {
+        let frame = |data: &str| Arc::new(Chunk::of_event(Some(id), &EventName::UPDATE, data));
         let mut whole = String::from("{");
         let mut topics = Vec::with_capacity(patch.len());
         for (key, value) in patch {
-            if whole.len() > 1 {
-                whole.push(',');
-            }
+            let data = to_json(value);
+            let comma = if whole.len() > 1 { "," } else { "" };
             // A topic's name needs no escapes.
-            write!(whole, "\"{key}\":").expect("writing to a String cannot fail");
-            let start = whole.len();
-            whole.push_str(&to_json(value));
+            whole.extend([comma, "\"", key, "\":", &data]);
             let topic = Topic::parse(key).expect("the document refuses a patch with any other key");
-            topics.push((topic, TopicData::Part(start..whole.len())));
+            topics.push((Some(topic), frame(&data)));
         }
         whole.push('}');
-        Entry { id, name: EventName::UPDATE, whole: Some(whole), topics }
+        Entry { id, frames: std::iter::once((None, frame(&whole))).chain(topics).collect() }
     }
 
     /// A one-off event for `/events` alone, or for a topic and, wrapped in its name, for `/events`.
-    pub fn one_off(id: EventId, audience: Audience, name: EventName, data: EventData) -> Entry {
-        let Some(topic) = audience else {
-            let (OneOff::Json(whole) | OneOff::Text(whole)) = data.0;
-            return Entry { id, name, whole: Some(whole), topics: Vec::new() };
+    pub fn one_off(id: EventId, audience: Audience, name: &EventName, data: &EventData) -> Entry {
+        let frame = |data: &str| Arc::new(Chunk::of_event(Some(id), name, data));
+        let (OneOff::Json(text) | OneOff::Text(text)) = &data.0;
+        let own = frame(text);
+        let Some(topic) = audience else { return Entry { id, frames: vec![(None, own)] } };
+        let json = match &data.0 {
+            OneOff::Json(json) => json.clone(),
+            OneOff::Text(text) => to_json(&Value::from(text.as_str())),
         };
-        let mut whole = format!("{{\"{}\":", topic.as_str());
-        let data = match data.0 {
-            OneOff::Json(json) => {
-                let start = whole.len();
-                whole.push_str(&json);
-                TopicData::Part(start..whole.len())
-            }
-            OneOff::Text(text) => {
-                whole.push_str(&to_json(&Value::from(text.as_str())));
-                TopicData::Text(text)
-            }
-        };
-        whole.push('}');
-        Entry { id, name, whole: Some(whole), topics: vec![(topic, data)] }
+        let whole = frame(&format!("{{\"{}\":{json}}}", topic.as_str()));
+        Entry { id, frames: vec![(None, whole), (Some(topic), own)] }
     }
 
     /// A place without an event: nobody sees it, and whoever gets the document then is at it.
     pub fn place(id: EventId) -> Entry {
-        Entry { id, name: EventName::MESSAGE, whole: None, topics: Vec::new() }
+        Entry { id, frames: Vec::new() }
     }
 
-    /// The topics whose streams see the event, each once.
-    pub fn topics(&self) -> impl Iterator<Item = &Topic> {
-        self.topics.iter().map(|(topic, _)| topic)
+    /// Those that see the event, each once.
+    pub fn audiences(&self) -> impl Iterator<Item = &Audience> {
+        self.frames.iter().map(|(audience, _)| audience)
     }
 
-    /// Appends the event's frame as the audience sees it; says whether it sees it at all.
-    pub fn write_frame(&self, audience: &Audience, out: &mut Vec<u8>) -> bool {
-        let Some(whole) = &self.whole else { return false };
-        let data = match audience {
-            None => whole,
-            Some(wanted) => match self.topics.binary_search_by_key(&wanted, |(topic, _)| topic) {
-                Ok(index) => match &self.topics[index].1 {
-                    TopicData::Part(range) => &whole[range.clone()],
-                    TopicData::Text(text) => text.as_str(),
-                },
-                Err(_) => return false,
-            },
-        };
-        write_event(out, Some(self.id), &self.name, data);
-        true
+    /// The event as the audience sees it; `None` if it does not.
+    fn frame(&self, audience: &Audience) -> Option<&Arc<Chunk>> {
+        let index = self.frames.binary_search_by_key(&audience, |(audience, _)| audience).ok()?;
+        Some(&self.frames[index].1)
     }
 
-    /// What it takes of the history's bound: its bytes, and what goes round them in a frame and in memory.
+    /// What it takes of the history's bound: its frames, and what goes round them in memory.
     pub fn size(&self) -> usize {
-        const AROUND: usize = 128;
-        const AROUND_TOPIC: usize = 64;
-        let topic_size = |(_, data): &(Topic, TopicData)| match data {
-            TopicData::Part(_) => AROUND_TOPIC,
-            TopicData::Text(text) => AROUND_TOPIC + text.len(),
-        };
-        let whole = self.whole.as_ref().map_or(0, String::len);
-        AROUND + whole + self.topics.iter().map(topic_size).sum::<usize>()
+        const AROUND: usize = 64;
+        const AROUND_FRAME: usize = 128;
+        let frame_size = |(_, chunk): &(Audience, Arc<Chunk>)| AROUND_FRAME + chunk.bytes.len();
+        AROUND + self.frames.iter().map(frame_size).sum::<usize>()
+    }
+}
+
+/// The first entries, as many as one pass takes, at least one if there is one.
+pub(super) fn up_to_a_pass<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> Vec<Arc<Entry>> {
+    let mut taken = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        bytes += entry.frames.first().map_or(0, |(_, chunk)| chunk.bytes.len());
+        if bytes > PASS_BYTES && !taken.is_empty() {
+            break;
+        }
+        taken.push(Arc::clone(entry));
+    }
+    taken
+}
+
+/// What `entries` are to an audience; `None` if it sees none of them.
+pub(super) fn chunk_of(entries: &[Arc<Entry>], audience: &Audience) -> Option<Arc<Chunk>> {
+    let frames: Vec<&Arc<Chunk>> = entries.iter().filter_map(|entry| entry.frame(audience)).collect();
+    match frames[..] {
+        [] => None,
+        [only] => Some(Arc::clone(only)),
+        _ => Some(Arc::new(Chunk::joined(&frames))),
     }
 }
 
@@ -218,8 +208,8 @@ mod tests {
     }
 
     fn frame(entry: &Entry, audience: &Audience) -> Option<String> {
-        let mut out = Vec::new();
-        entry.write_frame(audience, &mut out).then(|| String::from_utf8(out).expect("text"))
+        let chunk = entry.frame(audience)?;
+        Some(String::from_utf8(chunk.bytes(false).to_vec()).expect("text"))
     }
 
     fn ids_after(history: &History, place: EventId) -> Option<Vec<String>> {
@@ -240,17 +230,16 @@ mod tests {
     #[test]
     fn a_one_off_event_of_a_topic_is_wrapped_for_the_whole() {
         let name = EventName::parse("alert").unwrap();
-        let text = Entry::one_off(id(1), Topic::parse("a").ok(), name.clone(), "x\n\"y".into());
+        let text = Entry::one_off(id(1), Topic::parse("a").ok(), &name, &"x\n\"y".into());
         assert_eq!(
             frame(&text, &Topic::parse("a").ok()).unwrap(),
             "id: 1-0\nevent: alert\ndata: x\ndata: \"y\n\n"
         );
         assert_eq!(frame(&text, &None).unwrap(), "id: 1-0\nevent: alert\ndata: {\"a\":\"x\\n\\\"y\"}\n\n");
-        let json =
-            Entry::one_off(id(2), Topic::parse("a").ok(), name.clone(), EventData::json("[1, 2]".into()));
+        let json = Entry::one_off(id(2), Topic::parse("a").ok(), &name, &EventData::json("[1, 2]".into()));
         assert_eq!(frame(&json, &Topic::parse("a").ok()).unwrap(), "id: 2-0\nevent: alert\ndata: [1, 2]\n\n");
         assert_eq!(frame(&json, &None).unwrap(), "id: 2-0\nevent: alert\ndata: {\"a\":[1, 2]}\n\n");
-        let alone = Entry::one_off(id(3), None, name, "hi".into());
+        let alone = Entry::one_off(id(3), None, &name, &"hi".into());
         assert_eq!(frame(&alone, &None).unwrap(), "id: 3-0\nevent: alert\ndata: hi\n\n");
         assert_eq!(frame(&alone, &Topic::parse("a").ok()), None);
     }

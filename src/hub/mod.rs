@@ -14,7 +14,7 @@ pub mod watch;
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ use crate::hub::watch::Watch;
 use crate::lock::lock;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::sse::event::{EventId, EventName, Topic};
+use crate::sse::event::{EventId, EventName};
 
 pub(crate) use state::{Full, Seat};
 
@@ -61,8 +61,6 @@ pub(crate) struct Hub {
     log: Log,
     state: Mutex<State>,
     seats: Arc<Seats>,
-    /// Chunks of one event that clients who are catching up hold now: a hundred of them need one large event once.
-    large_chunks: Mutex<Vec<(EventId, Audience, Weak<Chunk>)>>,
     /// Publishers wait here for the fan-out thread to read what waits for it.
     has_read: Condvar,
     /// Whoever waits for clients waits here.
@@ -104,7 +102,6 @@ impl Hub {
             metrics: Arc::default(),
             log,
             state: Mutex::new(state),
-            large_chunks: Mutex::default(),
             has_read: Condvar::new(),
             watch: Watch::new(start),
             doorbell,
@@ -128,7 +125,7 @@ impl Hub {
     }
 
     /// Changes the document by the patch that `make_patch` makes for it, and tells everybody. Returns before anybody
-    /// has been told. Waits while the hub is far behind.
+    /// has been told. Waits while delivery is far behind.
     pub fn write<E: From<Refusal>>(
         &self,
         make_patch: impl FnOnce(&Document) -> Result<Patch, E>,
@@ -136,31 +133,31 @@ impl Hub {
         let mut state = self.lock_to_publish()?;
         let patch = make_patch(&state.document)?;
         let id = state.next_id();
-        let entry = Entry::update(id, &patch);
+        state.publish(Entry::update(id, &patch));
         state.document.apply(patch, id);
-        state.publish(entry);
         drop(state);
-        self.ring();
         self.changed.try_send(()).ok();
         self.metrics.writes.add(1);
-        if self.settings.verbose {
-            self.log.line(|| format!("update {id}"));
-        }
+        self.ring_for("update", id);
         Ok(id)
     }
 
     /// Publishes an event that changes nothing. Returns and waits as `write` does.
-    pub fn send(&self, audience: Audience, name: EventName, data: EventData) -> Result<EventId, Refusal> {
+    pub fn send(&self, audience: Audience, name: &EventName, data: &EventData) -> Result<EventId, Refusal> {
         let mut state = self.lock_to_publish()?;
         let id = state.next_id();
         state.publish(Entry::one_off(id, audience, name, data));
         drop(state);
-        self.ring();
         self.metrics.one_off_events.add(1);
-        if self.settings.verbose {
-            self.log.line(|| format!("one-off event {id}"));
-        }
+        self.ring_for("one-off event", id);
         Ok(id)
+    }
+
+    fn ring_for(&self, what: &str, id: EventId) {
+        self.ring();
+        if self.settings.verbose {
+            self.log.line(|| format!("{what} {id}"));
+        }
     }
 
     /// Knows no id any more that was issued before, as after a restart: whoever resumes with one gets the document,
@@ -170,30 +167,9 @@ impl Hub {
         self.ring();
     }
 
-    /// The whole document as JSON, and the id of its last change.
-    pub fn document(&self) -> (String, EventId) {
-        let state = self.lock();
-        (state.document.json(), state.document.last_change())
-    }
-
-    /// The document or one topic; `None` for an absent topic.
-    pub fn value(&self, topic: Option<&Topic>) -> Option<Value> {
-        self.lock().document.value(topic)
-    }
-
-    /// The id of the document's last change.
-    pub fn last_change(&self) -> EventId {
-        self.lock().document.last_change()
-    }
-
-    /// The id of the last change of the document or one topic; `None` for an absent topic.
-    pub fn changed(&self, topic: Option<&Topic>) -> Option<EventId> {
-        self.lock().document.changed(topic)
-    }
-
-    /// The document or one topic as JSON, and the id of its last change; `None` for an absent topic.
-    pub fn get(&self, topic: Option<&Topic>) -> Option<(String, EventId)> {
-        self.lock().document.get(topic)
+    /// Looks at the document, under the lock.
+    pub fn read<T>(&self, look: impl FnOnce(&Document) -> T) -> T {
+        look(&self.lock().document)
     }
 
     /// A seat for a client from this address, which it brings to `join`.

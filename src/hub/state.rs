@@ -60,8 +60,8 @@ impl State {
     /// Appends to history. The fan-out thread is to be told.
     pub fn publish(&mut self, entry: Entry) {
         // An `init` that is not current serves nobody, and may be large.
-        for audience in std::iter::once(None).chain(entry.topics().cloned().map(Some)) {
-            if let Some(subscribers) = self.audiences.get_mut(&audience) {
+        for audience in entry.audiences() {
+            if let Some(subscribers) = self.audiences.get_mut(audience) {
                 subscribers.init = None;
             }
         }

@@ -1,11 +1,14 @@
 //! The answers of this server, and what it says of each refusal.
 
+use serde_json::Value;
+
 use crate::clock::random_between;
-use crate::document::Refusal;
+use crate::document::{Refusal, to_json};
 use crate::http::{Answer, Conditions, Content, Failed};
 use crate::hub::Full;
+use crate::hub::client::ClientStatus;
 use crate::server::pages::Page;
-use crate::sse::event::EventId;
+use crate::sse::event::{EventId, Topic};
 
 /// All of it from here: no inline script, nothing from elsewhere, in nobody's frame.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -77,6 +80,19 @@ pub(super) fn given(answer: Answer, conditions: &Conditions) -> Answer {
         Err(Failed::IfNoneMatch) => Answer { status: 304, content: Content::Bytes(Vec::new()), ..answer },
         Err(condition) => failed(condition),
     }
+}
+
+/// A client as `GET /clients` lists it.
+pub(super) fn client_json(client: &ClientStatus) -> String {
+    let ClientStatus { id, connected_at_ms, events, bytes, .. } = client;
+    let address = to_json(&Value::from(client.address.to_string()));
+    let topic = to_json(&Value::from(client.topic.as_ref().map(Topic::as_str)));
+    let state = client.state();
+    let last_event_id = to_json(&Value::from(client.last_event_id.map(|id| id.to_string())));
+    let user_agent = to_json(&Value::from(client.user_agent.as_deref()));
+    format!(
+        r#"{{"id":{id},"address":{address},"topic":{topic},"state":"{state}","connected_at":{connected_at_ms},"last_event_id":{last_event_id},"events":{events},"bytes":{bytes},"user_agent":{user_agent}}}"#
+    )
 }
 
 impl From<Refusal> for Answer {

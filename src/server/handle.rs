@@ -78,25 +78,26 @@ impl Server {
     ///
     /// # Errors
     /// The server has been stopped.
+    #[allow(clippy::needless_pass_by_value, reason = "a name is made where it is used")]
     pub fn publish(
         &self,
         topic: Option<&Topic>,
         name: EventName,
         data: impl Into<EventData>,
     ) -> Result<EventId, Refusal> {
-        self.hub.send(topic.cloned(), name, data.into())
+        self.hub.send(topic.cloned(), &name, &data.into())
     }
 
     /// The document as it is.
     #[must_use]
     pub fn state(&self) -> Value {
-        self.hub.value(None).expect("the document is never absent")
+        self.hub.read(|document| document.value(None)).expect("the document is never absent")
     }
 
     /// One topic as it is; `None` if it is absent.
     #[must_use]
     pub fn state_of(&self, topic: &Topic) -> Option<Value> {
-        self.hub.value(Some(topic))
+        self.hub.read(|document| document.value(Some(topic)))
     }
 
     /// Waits until the document is as `is_so` wants it, and returns it: what a program publishes, a test waits for.

@@ -72,7 +72,7 @@ impl Site {
             (Route::State(topic), Post | Patch | Put | Delete) => self.change(topic.as_ref(), call, body)?,
             (Route::Clients, Get | Head) => {
                 let clients: Vec<String> =
-                    hub.clients().iter().map(|client| client.describe().to_json()).collect();
+                    hub.clients().iter().map(|client| answers::client_json(&client.describe())).collect();
                 Answer::json(format!("[{}]", clients.join(",\n ")))
             }
             (Route::Client(id), Delete) if hub.disconnect(id) => Answer::json(format!("{{\"id\":{id}}}")),
@@ -126,12 +126,12 @@ impl Site {
     /// The document, or one topic, as it is.
     fn state(&self, topic: Option<&Topic>, call: &Call) -> Result<Answer, Answer> {
         // Asked first: a document that the client has need not be written out.
-        let changed = self.hub.changed(topic).ok_or_else(document::absent)?;
+        let changed = self.hub.read(|document| document.changed(topic)).ok_or_else(document::absent)?;
         let known = answers::given(Answer::empty(200).with("ETag", tag(changed)), &call.conditions);
         if known.status != 200 {
             return Ok(known);
         }
-        let (json, id) = self.hub.get(topic).ok_or_else(document::absent)?;
+        let (json, id) = self.hub.read(|document| document.get(topic)).ok_or_else(document::absent)?;
         Ok(Answer::json(json).with("ETag", tag(id)))
     }
 
@@ -174,7 +174,7 @@ impl Site {
             Answer::refusal(400, text)
         })?;
         let data = if call.is_json { EventData::json(text) } else { text.into() };
-        Ok(answers::published(self.hub.send(audience, name, data)?))
+        Ok(answers::published(self.hub.send(audience, &name, &data)?))
     }
 
     fn open_stream(

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::{Map, Value};
 
-use crate::document::{self, Refusal};
+use crate::document::{self, Document, Refusal};
 use crate::hub::Hub;
 use crate::log::Log;
 use crate::sse::event::EventId;
@@ -56,7 +56,7 @@ impl Saver {
     ) -> io::Result<Saver> {
         let (stop, stopped) = bounded(1);
         // What was read at the start need not be written.
-        let saved = hub.last_change();
+        let saved = hub.read(Document::last_change);
         let mut file = SavedFile { path, hub, log, saved, is_faulty: false };
         let thread = thread::Builder::new().name("saver".into()).spawn(move || {
             loop {
@@ -91,10 +91,10 @@ struct SavedFile {
 
 impl SavedFile {
     fn save(&mut self) {
-        if self.hub.last_change() == self.saved {
+        if self.hub.read(Document::last_change) == self.saved {
             return;
         }
-        let (json, id) = self.hub.document();
+        let (json, id) = self.hub.read(|document| (document.json(), document.last_change()));
         let path = self.path.display();
         match write(&self.path, &json) {
             Ok(()) => {
