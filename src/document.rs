@@ -53,13 +53,33 @@ impl std::error::Error for Refusal {}
 /// # Errors
 /// Says where the text stops being JSON.
 pub(crate) fn parse(body: &[u8], max_bytes: usize) -> Result<Value, Refusal> {
-    let text =
-        std::str::from_utf8(body).map_err(|_| Refusal::Invalid("the body is not UTF-8; JSON is".into()))?;
+    parse_as("the body", body, max_bytes)
+}
+
+/// The same of something that is called otherwise.
+pub(crate) fn parse_as(what: &str, json: &[u8], max_bytes: usize) -> Result<Value, Refusal> {
+    let text = std::str::from_utf8(without_bom(json))
+        .map_err(|_| Refusal::Invalid(format!("{what} is not UTF-8; JSON is")))?;
     // Before anything is made of it.
     if containers_in(text) * CONTAINER_WEIGHT > max_bytes {
         return Err(too_heavy(max_bytes));
     }
-    serde_json::from_str(text).map_err(|error| Refusal::Invalid(format!("the body is not JSON: {error}")))
+    serde_json::from_str(text).map_err(|error| {
+        let error = error.to_string();
+        // Its bound is a little beyond ours.
+        let is_too_deep = error.starts_with("recursion limit");
+        let text = if is_too_deep {
+            format!("deeper than {MAX_DEPTH} levels")
+        } else {
+            format!("not JSON: {error}")
+        };
+        Refusal::Invalid(format!("{what} is {text}"))
+    })
+}
+
+/// Text without the byte order mark that some programs put before it.
+pub(crate) fn without_bom(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
 
 /// A value as JSON. Not `to_string`: it takes a detour through `fmt`, with serializers of its own.
@@ -495,10 +515,27 @@ mod tests {
     fn a_body_is_utf_8_and_json_and_its_last_key_wins() {
         let parse = |body: &[u8]| parse(body, 4 << 20);
         assert_eq!(parse(br#"{"a":1,"a":2}"#), Ok(json!({"a":2})));
-        for body in [&b"\xff"[..], b"", b"{", b"{}x", b"1e999999", b"\xef\xbb\xbf{}", b"'a'", b"nan"] {
+        for body in [&b"\xff"[..], b"", b"{", b"{}x", b"1e999999", b"'a'", b"nan"] {
             assert!(matches!(parse(body), Err(Refusal::Invalid(_))), "{body:?}");
         }
         assert!(matches!(parse("[".repeat(100_000).as_bytes()), Err(Refusal::Invalid(_))));
+    }
+
+    #[test]
+    fn a_byte_order_mark_before_json_is_skipped_and_one_within_it_is_not() {
+        let parse = |body: &str| parse(body.as_bytes(), 4 << 20);
+        assert_eq!(parse("\u{feff}{\"a\":1}"), Ok(json!({"a":1})));
+        assert_eq!(parse("\u{feff}\"\u{feff}\""), Ok(json!("\u{feff}")));
+        for body in ["\u{feff}", "\u{feff}\u{feff}1", "1\u{feff}", "[\u{feff}1]"] {
+            assert!(matches!(parse(body), Err(Refusal::Invalid(_))), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn json_that_is_far_too_deep_is_said_to_be_too_deep() {
+        let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+        let refusal = Refusal::Invalid("the body is deeper than 100 levels".into());
+        assert_eq!(parse(deep.as_bytes(), 4 << 20), Err(refusal));
     }
 
     #[test]

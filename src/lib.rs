@@ -26,6 +26,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `main`, [`Command`] | the commands, and what each is to do |
+//! | `serve`, `signals` | the server as a process: start, greeting, and a stop that signals ask for |
 //! | `settings`, [`Config`] | options as tables; that of the server |
 //! | `listener`, `connection` | tiny_http kept alive; whose turn it is, and who takes too long |
 //! | `socket`, `allocator` | the sockets that tiny_http hides, and the memory it would give away |
@@ -39,7 +40,7 @@
 //! | `hub` | the lock, the client list, and the one thread that writes to live clients |
 //! | `watch` | waiting for clients: to come, to leave, to have what was published |
 //! | `stream` | one client: its place in history, what is pending, and how it catches up |
-//! | `saver` | the file that keeps the document |
+//! | `kept_file`, `saver` | the file that keeps the document; the thread that saves to it |
 //! | `lab` | with `--lab` only: what goes wrong in life, done to clients on purpose |
 //! | `log`, `metrics`, `clock`, `lock` | a line a fault, a number a kind, the time, a lock that outlives a panic |
 //!
@@ -75,6 +76,7 @@ mod event_source;
 mod handle;
 mod history;
 mod hub;
+mod kept_file;
 mod lab;
 mod listener;
 mod lock;
@@ -85,8 +87,10 @@ mod parser;
 mod publish;
 mod replica;
 mod saver;
+mod serve;
 mod server;
 mod settings;
+mod signals;
 mod socket;
 mod stream;
 mod tail;
@@ -105,7 +109,9 @@ pub use metrics::count_tiny_http_panics;
 pub use parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
 pub use publish::{send, set};
 pub use replica::{NotSo, Replica};
+pub use serve::serve;
 pub use server::Server;
+pub use signals::outlive_file_limits;
 pub use stream::ClientStatus;
 pub use tail::tail;
 pub use watch::TimedOut;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use ureq::Agent;
 
 use crate::commands::Client;
+use crate::document::without_bom;
 use crate::event_source::{agent_config, may_pass, refusal_text, retry_after, wait_after};
 
 /// A line with more is refused without asking the server: there is memory for it, but no use.
@@ -70,13 +71,15 @@ fn publish_lines(publisher: &Publisher, mut input: BufReader<impl Read>) -> io::
     let mut number: u64 = 0;
     while read_line(&mut input, &mut line)? {
         number += 1;
+        // An event's data is its own; before JSON a byte order mark means nothing.
+        let line = if publisher.is_change { without_bom(&line) } else { &line };
         if line.trim_ascii().is_empty() && publisher.is_change {
             continue;
         }
         let refusal = if line.len() > MAX_LINE_BYTES {
             Some(format!("it has more than {MAX_LINE_BYTES} bytes"))
         } else {
-            publisher.persist(&line, |text| progress.tell(&format!("line {number}: {text}; trying again")))?
+            publisher.persist(line, |text| progress.tell(&format!("line {number}: {text}; trying again")))?
         };
         match refusal {
             None => progress.sent += 1,

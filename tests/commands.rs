@@ -257,7 +257,7 @@ fn set_and_send_print_the_id_of_what_they_published() {
     let error =
         format!("statecast: http://{address}/state/kitchen: the answer was 400: the body is not JSON: ");
     assert!(refused.code == Some(1) && refused.err.starts_with(&error), "{refused:?}");
-    server.stop();
+    server.stop().unwrap();
     let refused = run(&["set", &url, "1"]);
     assert!(refused.code == Some(1) && refused.err.contains("Connection refused"), "{refused:?}");
 }
@@ -267,7 +267,7 @@ fn every_line_of_input_is_a_patch_and_a_wrong_one_is_named_and_left_out() {
     let server = start();
     let url = format!("{}/a", server.address());
     let mut set = Running::start(&["set", &url, "-"]);
-    let lines = "{\"a\":1}\r\n\n{\"a\"\n{\"b\":[2]}\n\u{feff}\n{\"c\":3}";
+    let lines = "\u{feff}{\"a\":1}\r\n\n{\"a\"\n\u{feff}{\"b\":[2]}\n\u{feff}\n\u{feff}\u{feff}1\n{\"c\":3}";
     set.input().write_all(lines.as_bytes()).unwrap();
     let ended = set.end();
     assert_eq!(get(server.address(), "/state/a").json(), json!({"a": 1, "b": [2], "c": 3}));
@@ -277,8 +277,8 @@ fn every_line_of_input_is_a_patch_and_a_wrong_one_is_named_and_left_out() {
         err[0].starts_with("statecast: line 3 is left out: the answer was 400: the body is not JSON"),
         "{err:?}"
     );
-    assert!(err[1].starts_with("statecast: line 5 is left out: the answer was 400: "), "{err:?}");
-    assert_eq!(err[2], "statecast: 2 of 6 lines were left out");
+    assert!(err[1].starts_with("statecast: line 6 is left out: the answer was 400: "), "{err:?}");
+    assert_eq!(err[2], "statecast: 2 of 7 lines were left out");
 }
 
 #[test]
