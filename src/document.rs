@@ -67,14 +67,20 @@ const COMPRESSED: [&[u8]; 10] = [
 /// # Errors
 /// Says where the text stops being JSON.
 pub(crate) fn parse(body: &[u8], max_bytes: usize) -> Result<Value, Refusal> {
-    let body = without_mark(body);
+    parse_as("the body", body, max_bytes)
+}
+
+/// The same of something that is called otherwise.
+pub(crate) fn parse_as(what: &str, json: &[u8], max_bytes: usize) -> Result<Value, Refusal> {
+    let json = without_mark(json);
     let no_json = |text: String| {
-        let is_compressed = COMPRESSED.iter().any(|start| body.starts_with(start));
-        let compressed = "the body is compressed, and compression is not spoken; send the JSON as it is";
-        Refusal::Invalid(if is_compressed { compressed.to_owned() } else { text })
+        let is_compressed = COMPRESSED.iter().any(|start| json.starts_with(start));
+        let compressed =
+            || format!("{what} is compressed, and compression is not spoken; send the JSON as it is");
+        Refusal::Invalid(if is_compressed { compressed() } else { text })
     };
-    let text = std::str::from_utf8(body)
-        .map_err(|_| no_json("the body is not UTF-8; JSON is, and compression is not spoken".into()))?;
+    let text = std::str::from_utf8(json)
+        .map_err(|_| no_json(format!("{what} is not UTF-8; JSON is, and compression is not spoken")))?;
     // Before anything is made of it.
     if containers_in(text) * CONTAINER_WEIGHT > max_bytes {
         return Err(too_heavy(max_bytes));
@@ -83,9 +89,9 @@ pub(crate) fn parse(body: &[u8], max_bytes: usize) -> Result<Value, Refusal> {
         let error = error.to_string();
         // serde_json goes 127 levels deep, and has no other way of saying so.
         if error.starts_with("recursion limit exceeded") {
-            return Refusal::Invalid(format!("the JSON is too deep: more than {MAX_DEPTH} levels"));
+            return Refusal::Invalid(format!("{what} is too deep: more than {MAX_DEPTH} levels"));
         }
-        no_json(format!("the body is not JSON: {error}"))
+        no_json(format!("{what} is not JSON: {error}"))
     })
 }
 
@@ -594,7 +600,7 @@ mod tests {
             for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
                 let body = open.repeat(levels) + "1" + &close.repeat(levels);
                 let refusal = parse(body.as_bytes(), 4 << 20).expect_err("too deep");
-                assert_eq!(refusal.to_string(), "the JSON is too deep: more than 100 levels");
+                assert_eq!(refusal.to_string(), "the body is too deep: more than 100 levels");
             }
         }
     }

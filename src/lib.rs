@@ -77,6 +77,8 @@ mod wire;
 
 pub use cli::commands::{Client, Command, help};
 pub use cli::publish::{send, set};
+pub use cli::serve::serve;
+pub use cli::signals::outlive_file_limits;
 pub use cli::tail::tail;
 pub use client::event_source::{
     EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, may_pass,

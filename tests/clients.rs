@@ -88,7 +88,7 @@ fn reads_the_stream(name: &'static str, command: Command) {
     assert_eq!(reader.next(), of("update", r#"{"ort":"Zürich"}"#, id.to_string()), "{name}");
     let id = post(address, "/events?event=alert", "der Kessel\npfeift ♨");
     assert_eq!(reader.next(), of("alert", "der Kessel\npfeift ♨", id.to_string()), "{name}");
-    server.stop();
+    server.stop().unwrap();
     let (event, data, _) = reader.next();
     assert!(event == "heartbeat" && data.parse::<u64>().is_ok(), "{name}: {event} {data}");
 }

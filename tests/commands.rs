@@ -259,7 +259,7 @@ fn set_and_send_print_the_id_of_what_they_published() {
     let error =
         format!("statecast: http://{address}/state/kitchen: the answer was 400: the body is not JSON: ");
     assert!(refused.code == Some(1) && refused.err.starts_with(&error), "{refused:?}");
-    server.stop();
+    server.stop().unwrap();
     let refused = run(&["set", &url, "1"]);
     assert!(refused.code == Some(1) && refused.err.contains("Connection refused"), "{refused:?}");
 }

@@ -292,7 +292,7 @@ fn json_that_nobody_can_read_is_refused_with_the_reason() {
     let deep = "[".repeat(200) + &"]".repeat(200);
     for (method, path) in [("PUT", "/state/a"), ("PATCH", "/state"), ("POST", "/events")] {
         let refused = request(address, method, path, &json, &deep);
-        assert_eq!((refused.status, &*refused.error()), (400, "the JSON is too deep: more than 100 levels"));
+        assert_eq!((refused.status, &*refused.error()), (400, "the body is too deep: more than 100 levels"));
     }
     let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x33\x04\0\xb7\xef\xdc\x83\x01\0\0\0";
     for (path, kind) in [

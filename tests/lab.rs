@@ -300,7 +300,7 @@ fn who_gets_no_heartbeats_is_told_at_a_stop_when_to_come_back() {
     let (mut client, _other) = two_clients(address);
     client.switch_on("swallow-heartbeats?for=1m");
     client.stream.retry = None;
-    server.stop();
+    server.stop().unwrap();
     assert!(client.stream.next_or_end().is_some_and(|event| event.name == "heartbeat"));
     assert!(client.stream.next_or_end().is_none());
     assert!(client.stream.retry.is_some());

@@ -136,7 +136,7 @@ fn a_stopped_server_gives_its_port_back() {
     let mut stream = Stream::open(address, "/events");
     stream.next_named("init");
     let idle = connect(address);
-    server.stop();
+    server.stop().unwrap();
     assert!(stream.ends_cleanly());
     drop(idle);
     let again = start_with(|config| config.listen = vec![address]);
@@ -159,7 +159,7 @@ fn a_server_that_stops_refuses_connections_and_answers_what_was_asked() {
     );
     asked.write_all(b"1").unwrap();
     assert!(read_head(&mut asked).starts_with("HTTP/1.1 200 OK"));
-    stopping.join().unwrap();
+    stopping.join().unwrap().unwrap();
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn a_stream_is_these_bytes() {
     let init = stream.next();
     assert_eq!((init.name.as_str(), init.data.as_str(), init.id()), ("init", r#"{"temp":21.5}"#, first));
     let second = patch(address, "/state", r#"{"temp":21.7}"#);
-    server.stop();
+    server.stop().unwrap();
     let mut rest = String::new();
     connection.read_to_string(&mut rest).unwrap();
     let update = format!("id: {second}\nevent: update\ndata: {{\"temp\":21.7}}\n\n");
@@ -181,7 +181,7 @@ fn an_id_that_is_not_known_gets_the_document_and_the_reason() {
 fn an_id_of_the_process_before_is_answered_with_restart() {
     let server = start();
     let old = put(server.address(), "/state/a", "1");
-    server.stop();
+    server.stop().unwrap();
     let server = start();
     let hello = Stream::resume(server.address(), "/events", &old.to_string()).next().json();
     assert_eq!(hello["reason"], "restart");

@@ -3,5 +3,7 @@
 pub mod commands;
 pub mod options;
 pub mod publish;
+pub mod serve;
 pub mod settings;
+pub mod signals;
 pub mod tail;

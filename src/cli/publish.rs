@@ -15,6 +15,7 @@ use crate::cli::commands::Client;
 use crate::client::event_source::{agent_config, may_pass, refusal_text, retry_after, wait_after};
 use crate::client::proxy::{failure, proxy_for};
 use crate::client::url::{check_url, invalid};
+use crate::document::without_mark;
 
 /// A line with more is refused without asking the server: there is memory for it, but no use.
 const MAX_LINE_BYTES: usize = 64 << 20;
@@ -72,9 +73,9 @@ fn publish_lines(publisher: &Publisher, mut input: BufReader<impl Read>) -> io::
     let mut number: u64 = 0;
     while read_line(&mut input, &mut line)? {
         number += 1;
-        // Windows' editors put a byte order mark before a text, and JSON begins with none, wherever it came from.
+        // Before JSON a byte order mark means nothing, wherever it came from; a text begins with one at most.
         let may_be_marked = number == 1 || publisher.is_change;
-        let data = line.strip_prefix("\u{feff}".as_bytes()).filter(|_| may_be_marked).unwrap_or(&line);
+        let data = if may_be_marked { without_mark(&line) } else { &line };
         if data.trim_ascii().is_empty() && publisher.is_change {
             continue;
         }

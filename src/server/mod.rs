@@ -8,6 +8,7 @@ mod answers;
 pub mod capacity;
 pub mod config;
 pub mod handle;
+mod kept_file;
 mod lab;
 mod pages;
 mod route;
@@ -29,6 +30,7 @@ use crate::log::Log;
 use crate::server::access::Rules;
 use crate::server::capacity::Capacity;
 use crate::server::config::Config;
+use crate::server::kept_file::KeptFile;
 use crate::server::pages::Pages;
 use crate::server::routes::Site;
 use crate::server::saver::Saver;
@@ -63,24 +65,49 @@ pub struct Server {
     /// `None` while it is down.
     pub(crate) listener: Mutex<Option<Listener>>,
     /// Taken when it stops.
-    running: Option<(Threads, Option<Saver>)>,
+    running: Option<Threads>,
+    saver: Option<Saver>,
+    /// Where the document is kept, in words.
+    kept: String,
 }
 
 pub(crate) type Listen = dyn Fn(&[SocketAddr]) -> io::Result<Listener> + Send + Sync;
+
+/// A server that has read what it needs, and does not listen yet.
+pub(crate) struct Prepared {
+    config: Config,
+    log: Log,
+    pages: Pages,
+    document: Value,
+    file: Option<KeptFile>,
+}
 
 impl Server {
     /// Starts a server; it serves from the moment this returns.
     ///
     /// # Errors
-    /// The address cannot be listened on, or the document's file or the public folder cannot be read: the text says
-    /// which. Or there is no thread to be had.
+    /// The address cannot be listened on, the document's file cannot be read and saved or has a server already, or the
+    /// public folder cannot be read: the text says which. Or there is no thread to be had.
     pub fn start(config: Config) -> io::Result<Server> {
+        Server::prepare(config)?.listen()
+    }
+
+    /// Does what a start has to do with disks, which may take any time: nobody has been promised anything yet.
+    pub(crate) fn prepare(config: Config) -> io::Result<Prepared> {
         let log = if config.log { Log::to_stderr()? } else { Log::silent() };
-        let document = match &config.document {
-            Some(path) => saver::read(path, config.max_document_bytes)?,
-            None => Value::Object(Map::new()),
-        };
         let pages = Pages::new(config.public.as_deref())?;
+        let opened = config.document.as_deref().map(|path| KeptFile::open(path, config.max_document_bytes));
+        let (file, document) = match opened.transpose()? {
+            Some((file, document)) => (Some(file), document),
+            None => (None, Value::Object(Map::new())),
+        };
+        Ok(Prepared { config, log, pages, document, file })
+    }
+}
+
+impl Prepared {
+    pub fn listen(self) -> io::Result<Server> {
+        let Prepared { config, log, pages, document, file } = self;
         let capacity = Capacity::find(config.max_clients);
         let settings = Settings {
             heartbeat: config.heartbeat,
@@ -98,7 +125,8 @@ impl Server {
             |error| match error {
                 StartError::Thread(error) => error,
                 StartError::Document(refusal) => {
-                    saver::unfit(config.document.as_deref().unwrap_or(Path::new("")), &refusal)
+                    let named = config.document.as_deref().unwrap_or(Path::new(""));
+                    kept_file::about(named, io::ErrorKind::InvalidData, &refusal.to_string())
                 }
             },
         )?;
@@ -135,23 +163,33 @@ impl Server {
                 io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
             })
         });
-        let listener = match listen(&config.listen) {
-            Ok(listener) => listener,
-            Err(error) => {
-                threads.stop(&hub, Instant::now());
-                return Err(error);
-            }
+        let kept = file.as_ref().map_or_else(
+            || "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
+            KeptFile::describe,
+        );
+        // From here on an error drops the server, which stops what has been started.
+        let mut server = Server {
+            address: SocketAddr::from(([0; 4], 0)),
+            capacity,
+            grace: config.grace,
+            hub: Arc::clone(&hub),
+            listen,
+            listener: Mutex::default(),
+            running: Some(threads),
+            saver: None,
+            kept,
         };
-        let saver = match config.document {
-            Some(path) => Some(Saver::start(path, Arc::clone(&hub), (ring_changed, changed), log)?),
-            None => None,
-        };
-        let address = listener.address();
-        let listener = Mutex::new(Some(listener));
-        let running = Some((threads, saver));
-        Ok(Server { address, capacity, grace: config.grace, hub, listen, listener, running })
+        if let Some(file) = file {
+            server.saver = Some(Saver::start(file, hub, (ring_changed, changed), log)?);
+        }
+        let listener = (server.listen)(&config.listen)?;
+        server.address = listener.address();
+        server.listener = Mutex::new(Some(listener));
+        Ok(server)
     }
+}
 
+impl Server {
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -164,28 +202,45 @@ impl Server {
         self.capacity
     }
 
-    /// Ends every stream with a time to come back, answers what was asked, saves the document. Blocks for as long as
-    /// that takes, the configured grace at most.
-    pub fn stop(mut self) {
-        self.end();
+    /// Where the document is kept, and what is to be known about that.
+    pub(crate) fn kept(&self) -> &str {
+        &self.kept
     }
 
-    fn end(&mut self) {
-        let Some((threads, saver)) = self.running.take() else { return };
+    /// What the document is saved by, if by anything.
+    pub(crate) fn saver(&self) -> Option<Saver> {
+        self.saver.clone()
+    }
+
+    /// Ends every stream with a time to come back, answers what was asked, saves the document. Blocks for as long as
+    /// that takes, the configured grace at most, whatever the disk does.
+    ///
+    /// # Errors
+    /// The document is not saved: what its file has instead, and why. If the disk is to blame that took longer than the
+    /// grace, it may get there yet, and until then no other server can have the file.
+    pub fn stop(mut self) -> io::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        let Some(threads) = self.running.take() else { return Ok(()) };
         let now = Instant::now();
-        // The rest is for requests under way, and for the disk.
+        // What is refused from here on need not be saved; all else is, while streams and requests are ended.
+        self.hub.begin_stop();
+        if let Some(saver) = &self.saver {
+            saver.begin_stop();
+        }
         threads.stop(&self.hub, now + self.grace * 3 / 4);
         if let Some(listener) = self.listener.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             listener.stop(now + self.grace * 7 / 8);
         }
-        if let Some(saver) = saver {
-            saver.stop();
-        }
+        self.saver.take().map_or(Ok(()), |saver| saver.wait(now + self.grace * 15 / 16))
     }
 }
 
 impl Drop for Server {
+    /// What was not saved, the saver has logged.
     fn drop(&mut self) {
-        self.end();
+        self.end().ok();
     }
 }

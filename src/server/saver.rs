@@ -1,150 +1,149 @@
-//! The file that keeps the document.
+//! The thread that saves the document to its file.
 //!
-//! It is written whole and atomically, at most once a second and when the server stops: an SD card lives long, and
-//! whatever happens, the file holds one whole document.
+//! It saves at most once a second and when the server stops, so that an SD card lives long. The one rule: nobody waits
+//! for the disk longer than he said he would; the thread may stand still in it for as long as it likes.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use serde_json::{Map, Value};
+use crossbeam_channel::{Receiver, Sender};
 
-use crate::document::{self, Document, Refusal};
+use crate::document::Document;
 use crate::hub::Hub;
+use crate::lock::lock;
 use crate::log::Log;
+use crate::server::kept_file::{KeptFile, about};
 use crate::sse::event::EventId;
 
-/// Between two writes.
+/// Between two saves.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The document as the file has it, of at most `max_bytes`; an empty one if there is no file.
-///
-/// # Errors
-/// The file cannot be read, or holds no JSON; the text names it.
-pub(crate) fn read(path: &Path, max_bytes: usize) -> io::Result<Value> {
-    match fs::read(path) {
-        Ok(bytes) => document::parse(&bytes, max_bytes).map_err(|refusal| unfit(path, &refusal)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Object(Map::new())),
-        Err(error) => Err(io::Error::new(error.kind(), format!("--document {}: {error}", path.display()))),
-    }
+/// The saver; a clone is the same one.
+#[derive(Clone)]
+pub(crate) struct Saver(Arc<Saving>);
+
+struct Saving {
+    /// The file's name, for messages.
+    named: PathBuf,
+    hub: Arc<Hub>,
+    log: Log,
+    /// Rung by the hub, too.
+    bell: Sender<()>,
+    state: Mutex<State>,
+    /// A stop has begun, or the thread has ended.
+    told: Condvar,
 }
 
-/// What is wrong with a file that was read.
-pub(crate) fn unfit(path: &Path, refusal: &Refusal) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("--document {}: {refusal}", path.display()))
-}
-
-/// The thread that writes the file.
-pub(crate) struct Saver {
-    thread: JoinHandle<()>,
-    stop: Sender<()>,
-    changed: Sender<()>,
+struct State {
+    /// The change that the file is as of.
+    saved: EventId,
+    /// Why the last save failed, if it did.
+    fault: Option<(ErrorKind, String)>,
+    is_stopping: bool,
+    has_ended: bool,
 }
 
 impl Saver {
-    /// Saves the hub's document to `path` whenever `changed` rings.
+    /// Saves the hub's document whenever the bell rings, until it is told to stop.
     pub fn start(
-        path: PathBuf,
+        file: KeptFile,
         hub: Arc<Hub>,
-        (changed, rung): (Sender<()>, Receiver<()>),
+        (bell, rung): (Sender<()>, Receiver<()>),
         log: Log,
     ) -> io::Result<Saver> {
-        let (stop, stopped) = bounded(1);
-        // What was read at the start need not be written.
+        // What was read at the start need not be saved.
         let saved = hub.read(Document::last_change);
-        let mut file = SavedFile { path, hub, log, saved, is_faulty: false };
-        let thread = thread::Builder::new().name("saver".into()).spawn(move || {
-            loop {
-                rung.recv_timeout(if file.is_faulty { PAUSE } else { Duration::MAX }).ok();
-                file.save();
-                if stopped.recv_timeout(PAUSE).is_ok() {
-                    file.save();
-                    return;
-                }
-            }
+        let state = Mutex::new(State { saved, fault: None, is_stopping: false, has_ended: false });
+        let named = file.named().to_owned();
+        let shared = Arc::new(Saving { named, hub, log, bell, state, told: Condvar::new() });
+        let of_thread = Arc::clone(&shared);
+        thread::Builder::new().name("saver".into()).spawn(move || {
+            of_thread.run(file, &rung);
         })?;
-        Ok(Saver { thread, stop, changed })
+        Ok(Saver(shared))
     }
 
-    /// Saves what has changed since the last time.
-    pub fn stop(self) {
-        self.stop.send(()).ok();
-        // It looks there after it was rung for.
-        self.changed.try_send(()).ok();
-        self.thread.join().ok();
+    /// Saves what has changed, now and not later, and ends. Returns at once; the document may not change any more.
+    pub fn begin_stop(&self) {
+        lock(&self.0.state).is_stopping = true;
+        self.0.told.notify_all();
+        // Full: it rings already.
+        self.0.bell.try_send(()).ok();
+    }
+
+    /// Waits for the end of that until `deadline`.
+    ///
+    /// # Errors
+    /// What the file lacks then, and why. The thread goes on if it is the disk that takes its time.
+    pub fn wait(&self, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = self.0.told.wait_timeout_while(lock(&self.0.state), left, |state| !state.has_ended);
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let (saved, last) = (state.saved, self.0.hub.read(Document::last_change));
+        if saved == last {
+            return Ok(());
+        }
+        let (kind, why) = match &state.fault {
+            Some((kind, text)) if state.has_ended => (*kind, text.as_str()),
+            _ => (ErrorKind::TimedOut, "the disk has not done it within --grace"),
+        };
+        let text = format!("the document is not saved: {why}; the file has it as of {saved}, and not {last}");
+        Err(about(&self.0.named, kind, &text))
     }
 }
 
-struct SavedFile {
-    path: PathBuf,
-    hub: Arc<Hub>,
-    log: Log,
-    /// The change that the file is as of.
-    saved: EventId,
-    is_faulty: bool,
-}
+impl Saving {
+    fn run(&self, mut file: KeptFile, rung: &Receiver<()>) {
+        loop {
+            let is_faulty = lock(&self.state).fault.is_some();
+            rung.recv_timeout(if is_faulty { PAUSE } else { Duration::MAX }).ok();
+            self.save(&mut file);
+            if self.stops_within(PAUSE) {
+                break;
+            }
+        }
+        self.save(&mut file);
+        // Whoever has waited may open it again.
+        drop(file);
+        lock(&self.state).has_ended = true;
+        self.told.notify_all();
+    }
 
-impl SavedFile {
-    fn save(&mut self) {
-        if self.hub.read(Document::last_change) == self.saved {
+    fn stops_within(&self, pause: Duration) -> bool {
+        let waited = self.told.wait_timeout_while(lock(&self.state), pause, |state| !state.is_stopping);
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_stopping
+    }
+
+    fn save(&self, file: &mut KeptFile) {
+        if self.hub.read(Document::last_change) == lock(&self.state).saved {
             return;
         }
         let (json, id) = self.hub.read(|document| (document.json(), document.last_change()));
-        let path = self.path.display();
-        match write(&self.path, &json) {
+        let before = file.describe();
+        let saved = file.save(&json);
+        if file.describe() != before {
+            self.log.line(|| format!("the document is {}", file.describe()));
+        }
+        let path = self.named.display();
+        let mut state = lock(&self.state);
+        match saved {
             Ok(()) => {
-                self.saved = id;
-                if self.is_faulty {
+                state.saved = id;
+                if state.fault.take().is_some() {
                     self.log.line(|| format!("the document is saved again to {path}"));
                 }
-                self.is_faulty = false;
             }
             Err(error) => {
                 self.hub.metrics.save_faults.add(1);
                 // Said once: it is tried every second.
-                if !self.is_faulty {
+                if state.fault.is_none() {
                     self.log.line(|| format!("the document cannot be saved to {path}: {error}"));
                 }
-                self.is_faulty = true;
+                state.fault = Some((error.kind(), error.to_string()));
             }
         }
     }
-}
-
-/// Replaces the file in one step: a crash leaves the old document or the new one.
-fn write(path: &Path, json: &str) -> io::Result<()> {
-    // A link stays a link.
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let mut temporary = path.clone().into_os_string();
-    temporary.push(".new");
-    let mut file = File::options().write(true).create(true).truncate(false).open(&temporary)?;
-    // Two servers with one file must not write half of it each.
-    let shared = || io::Error::other("another server is saving to the same file");
-    file.try_lock().map_err(|_| shared())?;
-    // It was renamed meanwhile: what we have open is the document itself.
-    if !fs::metadata(&temporary)
-        .is_ok_and(|named| named.ino() == file.metadata().map_or(0, |open| open.ino()))
-    {
-        return Err(shared());
-    }
-    let written = fs::metadata(&path)
-        .and_then(|metadata| file.set_permissions(metadata.permissions()))
-        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-        .and_then(|()| file.set_len(0))
-        .and_then(|()| writeln!(file, "{json}"))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary, &path));
-    if let Err(error) = written {
-        // A full disk should not be kept full by half a file.
-        fs::remove_file(&temporary).ok();
-        return Err(error);
-    }
-    // The new name, too, must survive a power cut.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
 }

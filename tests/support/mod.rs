@@ -8,6 +8,7 @@
 use std::fmt::{self, Write as _};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -458,6 +459,67 @@ pub fn wait_until<T: fmt::Debug>(mut look: impl FnMut() -> T, is_so: impl Fn(&T)
         // Not a wait for something to have happened: a pause between two looks.
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A folder of the test's own, removed at its end.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("statecast-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder of temporary files");
+        Folder(path)
+    }
+
+    pub fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("a path of UTF-8").to_owned()
+    }
+
+    /// The names in it, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.0).expect("it is there").map(|entry| entry.expect("an entry"));
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// The program on a disk with a fault, as strace injects it; the process is the program's own, as `spawn` wants it.
+pub fn strace(inject: &str, program: &str, arguments: &[&str]) -> Command {
+    let strace = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
+    assert!(strace.is_ok_and(|status| status.success()), "strace is missing: tests/all installs it");
+    let mut command = Command::new("strace");
+    let calls = inject.split(':').next().expect("a split has a part");
+    command.args(["-D", "-f", "-q", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+    command.args(["-e", &format!("inject={inject}"), program]).args(arguments);
+    command
+}
+
+/// Ends the strace that follows a process, which would hold back its end for as long as it delays one of its calls.
+pub fn end_strace(process: u32) {
+    let tracer = status_of(process, "TracerPid:").expect("it is there");
+    assert_ne!(tracer, "0", "strace follows it");
+    let script = format!("kill -s KILL {tracer}");
+    assert!(Command::new("sh").args(["-c", &script]).status().expect("a shell runs").success());
+}
+
+/// A line of a process's status; `None` when it is gone.
+pub fn status_of(process: u32, name: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    Some(line.expect("Linux says so").trim().to_owned())
+}
+
+/// Whether the tests run as root, which some need.
+pub fn is_root() -> bool {
+    status_of(std::process::id(), "Uid:").is_some_and(|ids| ids.starts_with("0\t"))
 }
 
 /// Sends a signal to a process that may have ended already.

@@ -1,0 +1,137 @@
+//! The server as a process: it starts, says where it is, and stops when a signal asks for it.
+//!
+//! `main` calls it. The one rule: the main thread does nothing that may take time, neither disk nor terminal, so that a
+//! signal is heard at every moment; and no signal, however many come, loses what a client was told is done.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::cli::signals;
+use crate::server::config::Config;
+use crate::server::{Prepared, Server};
+
+/// Between two SIGINTs of somebody who is impatient. A terminal and a program that hands signals on send two at once.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+
+/// What the exit code is when such a person has ended it, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// What the main thread hears.
+enum Word {
+    Signal(libc::c_int),
+    Prepared(io::Result<Box<Prepared>>),
+    Stopped(ExitCode),
+}
+
+/// Serves until SIGTERM, SIGINT or SIGHUP, and returns what the process is to end with: 0, or 1 where something went
+/// wrong, which has been said on stderr by then. For a program's `main`: it takes these signals, but those that were
+/// ignored, away from the whole process.
+#[must_use]
+pub fn serve(config: Config) -> ExitCode {
+    // Signals beyond that say nothing new.
+    let (tell, told) = bounded(16);
+    serve_until_told(config, &tell, &told).unwrap_or_else(|error| {
+        let said = aside("error", move || drop(tell.send(Word::Stopped(fail(&error)))));
+        match said.map(|()| told.recv()) {
+            Ok(Ok(Word::Stopped(code))) => code,
+            _ => ExitCode::FAILURE,
+        }
+    })
+}
+
+fn serve_until_told(config: Config, tell: &Sender<Word>, told: &Receiver<Word>) -> io::Result<ExitCode> {
+    let of_signals = tell.clone();
+    signals::watch(move |signal| drop(of_signals.try_send(Word::Signal(signal))))?;
+    let grace = config.grace;
+    let writes = match (config.open, &config.publish_token) {
+        (_, Some(_)) => "whoever has the publish token",
+        (true, None) => "anybody who can connect (--open)",
+        (false, None) => "this machine alone; behind a proxy set --publish-token",
+    };
+    let of_start = tell.clone();
+    aside("start", move || {
+        of_start.send(Word::Prepared(Server::prepare(config).map(Box::new))).ok();
+    })?;
+    let Ok(Word::Prepared(prepared)) = told.recv() else {
+        // Nobody has been served. A start that is nearly done is let end, so that it tidies up.
+        told.recv_timeout(grace / 16).ok();
+        return Ok(ExitCode::SUCCESS);
+    };
+    let server = prepared?.listen()?;
+    let text = format!(
+        "statecast listens on http://{}/\n  document: {}\n  writes:   {writes}\n  clients:  {}\n",
+        server.address(),
+        server.kept(),
+        server.capacity()
+    );
+    // Started without a terminal or with a closed pipe, it serves all the same.
+    aside("greeting", move || {
+        io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).ok();
+    })?;
+    let first = loop {
+        if let Ok(Word::Signal(signal)) = told.recv() {
+            break signal;
+        }
+    };
+    stop(server, grace, first, tell, told)
+}
+
+/// Stops the server within the grace; sooner, but not before the document is saved, for somebody who is impatient.
+fn stop(
+    server: Server,
+    grace: Duration,
+    first: libc::c_int,
+    tell: &Sender<Word>,
+    told: &Receiver<Word>,
+) -> io::Result<ExitCode> {
+    let (begun, deadline) = (Instant::now(), Instant::now() + grace);
+    let saver = server.saver();
+    let of_stop = tell.clone();
+    aside("stop", move || {
+        let code = server.stop().map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
+        of_stop.send(Word::Stopped(code)).ok();
+    })?;
+    if io::stderr().is_terminal() {
+        aside("stopping", || {
+            let text = "statecast: stopping; Ctrl-C ends it as soon as the document is saved\n";
+            io::stderr().write_all(text.as_bytes()).ok();
+        })?;
+    }
+    let mut interrupted = (first == libc::SIGINT).then_some(begun);
+    loop {
+        match told.recv_deadline(deadline) {
+            Ok(Word::Stopped(code)) => return Ok(code),
+            Ok(Word::Signal(libc::SIGINT)) if interrupted.is_none() => interrupted = Some(Instant::now()),
+            Ok(Word::Signal(libc::SIGINT)) if interrupted.is_some_and(|at| at.elapsed() >= IMPATIENCE) => {
+                let (tell, saver) = (tell.clone(), saver.clone());
+                aside("save", move || {
+                    let code = match saver.map_or(Ok(()), |saver| saver.wait(deadline)) {
+                        Ok(()) => ExitCode::from(INTERRUPTED),
+                        Err(error) => fail(&error),
+                    };
+                    tell.send(Word::Stopped(code)).ok();
+                })?;
+            }
+            Ok(_) => {}
+            // All that stops keeps to the grace, so it is stderr that takes no word of what was not done.
+            Err(_) => {
+                let is_saved = saver.is_none_or(|saver| saver.wait(Instant::now()).is_ok());
+                return Ok(if is_saved { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+        }
+    }
+}
+
+fn fail(error: &io::Error) -> ExitCode {
+    writeln!(io::stderr(), "statecast: {error}").ok();
+    ExitCode::FAILURE
+}
+
+/// Does in a thread of its own what may take any time.
+fn aside(name: &str, act: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).spawn(act).map(drop)
+}
