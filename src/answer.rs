@@ -95,6 +95,11 @@ impl Answer {
             .with("ETag", page.tag)
     }
 
+    /// The same is elsewhere. The browser asks again each time, because a folder can become a file.
+    pub fn moved(location: String) -> Answer {
+        Answer::empty(301).with("Location", location).with("Cache-Control", "no-cache")
+    }
+
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Answer {
         self.headers.push((name, value.into()));
         self

@@ -29,6 +29,8 @@ const DRAINED_BODY: u64 = 16 << 20;
 )]
 pub(crate) struct Call {
     pub method: Method,
+    /// Path and query as they came.
+    pub target: String,
     /// Decoded; begins with `/`.
     pub path: String,
     /// Decoded, in its order.
@@ -102,6 +104,7 @@ pub(crate) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Unfit> 
     let host_header = value("Host");
     let call = Call {
         method: request.method().clone(),
+        target: target.to_owned(),
         path,
         query: query.collect::<Result<_, Unfit>>()?,
         peer,

@@ -27,7 +27,7 @@ use crate::lab::Lab;
 use crate::listener::{Listener, SocketOptions};
 use crate::lock::lock;
 use crate::log::Log;
-use crate::pages::Pages;
+use crate::pages::{Found, Pages, with_slash};
 use crate::saver::{self, Saver};
 use crate::settings::duration;
 use crate::stream::{Arrival, Limits};
@@ -370,9 +370,11 @@ impl Site {
                 Answer::text("text/plain; version=0.0.4", hub.metrics.text(clients, history))
             }
             (Route::Page, Get | Head) => {
-                let page = self.pages.find(&call.path);
-                let page = page.ok_or_else(|| Answer::refusal(404, "nothing here; the page is at /"))?;
-                Answer::page(page).unless(call.if_none_match.as_deref())
+                let found = self.pages.find(&call.path);
+                match found.ok_or_else(|| Answer::refusal(404, "nothing here; the page is at /"))? {
+                    Found::Page(page) => Answer::page(page).unless(call.if_none_match.as_deref()),
+                    Found::Folder => Answer::moved(with_slash(&call.target)),
+                }
             }
             (route, _) => return Err(Answer::not_allowed(route.methods())),
         };
