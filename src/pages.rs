@@ -45,10 +45,11 @@ pub(crate) enum Content {
     File { file: File, length: u64 },
 }
 
-const BUILT_IN: [(&str, &[u8]); 4] = [
+const BUILT_IN: [(&str, &[u8]); 5] = [
     ("index.html", include_bytes!("../public/index.html")),
     ("style.css", include_bytes!("../public/style.css")),
     ("statecast.js", include_bytes!("../public/statecast.js")),
+    ("statecast.mjs", include_bytes!("../public/statecast.mjs")),
     ("page.js", include_bytes!("../public/page.js")),
 ];
 
