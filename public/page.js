@@ -127,7 +127,10 @@ function explanation() {
 function drawReadings() {
 	const { hello, leads } = statecast;
 	show('client', hello ? String(hello.client) : '–');
-	show('tabs', tabCount > 1 ? `${tabCount}: ${leads ? 'this one has it' : 'another has it'}` : 'this one');
+	// How many there are is known of the lock's queue alone.
+	const whose = leads ? 'this one has it' : 'another has it';
+	if (!navigator.locks) show('tabs', whose);
+	else show('tabs', tabCount > 1 ? `${tabCount}: ${whose}` : 'this one');
 	show('reconnects', opened > 2 ? `${opened - 1} times` : ['–', 'not yet', 'once'][opened]);
 	show('last-event-id', statecast.lastEventId || '–');
 	show('count', count(eventCount) + (eventsPerSecond > 1 ? `, ${count(eventsPerSecond)}/s` : ''));

@@ -8,22 +8,54 @@ mod support;
 #[path = "support/webdriver.rs"]
 mod webdriver;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use page::*;
 use serde_json::{Value, json};
+use statecast::{Config, Server};
 use support::*;
 use webdriver::Browser;
 
-/// Opens the page in so many tabs, and gives them in the order of their opening.
-fn open_tabs(browser: &Browser, address: SocketAddr, count: usize) -> Vec<String> {
-    let mut tabs = Vec::new();
-    for number in 0..count {
-        tabs.push(if number == 0 { browser.tab() } else { browser.new_tab() });
-        open(browser, address, "");
+/// A browser, a server, and the URL of its page there: of a secure context or of none.
+struct Place {
+    browser: Browser,
+    _server: Server,
+    /// For requests of this test.
+    address: SocketAddr,
+    url: String,
+}
+
+impl Place {
+    /// On a loopback address, where there are Web Locks.
+    fn secure(configure: impl FnOnce(&mut Config)) -> Place {
+        let server = start_with(configure);
+        let address = server.address();
+        Place { browser: Browser::start(), _server: server, address, url: format!("http://{address}/") }
     }
-    tabs
+
+    /// On plain http under a name, as a board in the house has it: a page has no Web Locks there.
+    fn insecure(configure: impl FnOnce(&mut Config)) -> Place {
+        let server = start_with(|config| {
+            config.listen = vec![(Ipv4Addr::UNSPECIFIED, 0).into()];
+            configure(config);
+        });
+        let port = server.address().port();
+        let browser = Browser::start_with(&["--host-resolver-rules=MAP pi.local 127.0.0.1"]);
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        Place { browser, _server: server, address, url: format!("http://pi.local:{port}/") }
+    }
+
+    /// Opens the page in so many tabs, and gives them in the order of their opening.
+    fn open_tabs(&self, count: usize) -> Vec<String> {
+        let mut tabs = Vec::new();
+        for number in 0..count {
+            tabs.push(if number == 0 { self.browser.tab() } else { self.browser.new_tab() });
+            self.browser.open(&self.url);
+            wait_for_state(&self.browser, &["open"]);
+        }
+        tabs
+    }
 }
 
 /// The numbers that were published under `n`, as the tab that is looked at was told of them.
@@ -39,52 +71,82 @@ fn leads(browser: &Browser) -> bool {
 #[test]
 #[ignore = "needs Chromium and chromedriver: tests/all installs them"]
 fn eight_tabs_are_one_client_and_when_the_leader_dies_nothing_is_lost_or_shown_twice() {
-    let server = start();
-    let address = server.address();
-    let browser = Browser::start();
-    let mut tabs = open_tabs(&browser, address, 8);
-    assert_eq!(clients(address).len(), 1);
+    let place = Place::secure(|_| {});
+    let tabs = place.open_tabs(8);
+    assert_eq!(place.browser.run("return isSecureContext", &[]), true);
+    the_leader_dies_and_nothing_is_lost_or_shown_twice(&place, tabs);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn eight_tabs_without_a_secure_context_are_one_client_too_and_nothing_is_lost_or_shown_twice() {
+    let place = Place::insecure(|_| {});
+    let tabs = place.open_tabs(8);
+    assert_eq!(
+        place.browser.run("return [isSecureContext, navigator.locks ?? null]", &[]),
+        json!([false, null])
+    );
+    the_leader_dies_and_nothing_is_lost_or_shown_twice(&place, tabs);
+}
+
+fn the_leader_dies_and_nothing_is_lost_or_shown_twice(place: &Place, mut tabs: Vec<String>) {
+    let Place { browser, address, .. } = place;
+    assert_eq!(clients(*address).len(), 1);
     let mut published = 0;
     let mut publish = |count: u64| {
         for _ in 0..count {
-            patch(address, "/state", &format!(r#"{{"n":{published}}}"#));
+            patch(*address, "/state", &format!(r#"{{"n":{published}}}"#));
             published += 1;
         }
         published
     };
     publish(5);
     for round in 0..3 {
-        browser.look_at(&tabs[0]);
-        assert!(leads(&browser));
-        let mut left = tabs.split_off(1);
+        // Whoever it is: without locks, a tab is the first by chance.
+        let leader = tabs.iter().position(|tab| {
+            browser.look_at(tab);
+            leads(browser)
+        });
+        tabs.remove(leader.expect("a tab leads"));
         // Closed by somebody, and ended by the system.
         if round == 1 {
             browser.crash_tab();
         } else {
             browser.close_tab();
         }
-        std::mem::swap(&mut tabs, &mut left);
         let published = publish(5);
         for tab in &tabs {
             browser.look_at(tab);
-            wait_for_document(&browser, &json!({ "n": published - 1 }));
-            assert_eq!(numbers(&browser), (0..published).collect::<Vec<_>>());
+            wait_for_document(browser, &json!({ "n": published - 1 }));
+            assert_eq!(numbers(browser), (0..published).collect::<Vec<_>>());
         }
-        wait_for_clients(address, 1);
+        wait_for_clients(*address, 1);
     }
 }
 
 #[test]
 #[ignore = "needs Chromium and chromedriver: tests/all installs them"]
 fn a_leader_that_is_stuck_loses_the_connection_and_follows_when_it_wakes() {
-    let server = start_with(|config| config.heartbeat = Duration::from_millis(200));
-    let address = server.address();
-    let browser = Browser::start();
-    let tabs = open_tabs(&browser, address, 2);
-    patch(address, "/state", r#"{"n":0}"#);
+    a_stuck_leader_follows_when_it_wakes(&Place::secure(|config| {
+        config.heartbeat = Duration::from_millis(200);
+    }));
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_leader_without_a_secure_context_that_is_stuck_follows_when_it_wakes_too() {
+    a_stuck_leader_follows_when_it_wakes(&Place::insecure(|config| {
+        config.heartbeat = Duration::from_millis(200);
+    }));
+}
+
+fn a_stuck_leader_follows_when_it_wakes(place: &Place) {
+    let Place { browser, address, .. } = place;
+    let tabs = place.open_tabs(2);
+    patch(*address, "/state", r#"{"n":0}"#);
     browser.look_at(&tabs[0]);
-    wait_for_document(&browser, &json!({"n": 0}));
-    assert!(leads(&browser));
+    wait_for_document(browser, &json!({"n": 0}));
+    assert!(leads(browser));
     // It hears nothing and runs no timer, as if it were frozen, until it is told that it may go on.
     let stuck = "new BroadcastChannel('test').onmessage = () => {
         let ask;
@@ -98,107 +160,181 @@ fn a_leader_that_is_stuck_loses_the_connection_and_follows_when_it_wakes() {
 
     browser.look_at(&tabs[1]);
     browser.run("new BroadcastChannel('test').postMessage('')", &[]);
-    wait_until(|| leads(&browser), |leads| *leads);
-    patch(address, "/state", r#"{"n":1}"#);
-    wait_for_document(&browser, &json!({"n": 1}));
-    let reasons = events(&browser, "open");
+    wait_until(|| leads(browser), |leads| *leads);
+    patch(*address, "/state", r#"{"n":1}"#);
+    wait_for_document(browser, &json!({"n": 1}));
+    let reasons = events(browser, "open");
     assert!(reasons.last().is_some_and(|reason| reason == "the server sent what was missed"), "{reasons:?}");
-    put(address, "/state/wake", "true");
+    put(*address, "/state/wake", "true");
 
     browser.look_at(&tabs[0]);
     let document = json!({"n": 2, "wake": true});
-    wait_until(|| leads(&browser), |leads| !leads);
-    patch(address, "/state", r#"{"n":2}"#);
+    wait_until(|| leads(browser), |leads| !leads);
+    patch(*address, "/state", r#"{"n":2}"#);
     for tab in &tabs {
         browser.look_at(tab);
-        wait_for_document(&browser, &document);
+        wait_for_document(browser, &document);
         let changes = [r#"{"n":0}"#, r#"{"n":1}"#, r#"{"wake":true}"#, r#"{"n":2}"#];
-        assert_eq!(events(&browser, "update"), changes);
+        assert_eq!(events(browser, "update"), changes);
     }
-    wait_for_clients(address, 1);
+    wait_for_clients(*address, 1);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn two_leaders_at_once_without_a_secure_context_show_each_event_once_and_become_one() {
+    let place = Place::insecure(|config| config.heartbeat = Duration::from_millis(200));
+    let Place { browser, address, .. } = &place;
+    let tabs = place.open_tabs(2);
+    // A third that is heard by nobody, so that it takes itself for the first.
+    let third = browser.new_tab();
+    browser.open(&format!("{}healthz", place.url));
+    let mute = "const { postMessage } = BroadcastChannel.prototype;
+        BroadcastChannel.prototype.postMessage = () => {};
+        globalThis.unmute = () => { BroadcastChannel.prototype.postMessage = postMessage; };
+        return import('/statecast.js').then(() => {
+            globalThis.seen = [];
+            globalThis.statecast = new Statecast('/events');
+            statecast.on('update', ({ data }) => seen.push(JSON.parse(data).n));
+        })";
+    browser.run(mute, &[]);
+    wait_for_clients(*address, 2);
+    wait_until(
+        || browser.run("return [statecast.leads, statecast.state]", &[]),
+        |now| *now == json!([true, "open"]),
+    );
+    patch(*address, "/state", r#"{"n":0}"#);
+    wait_until(|| browser.run("return seen", &[]), |seen| *seen == json!([0]));
+
+    browser.run("unmute()", &[]);
+
+    wait_for_clients(*address, 1);
+    patch(*address, "/state", r#"{"n":1}"#);
+    wait_until(|| browser.run("return seen", &[]), |seen| *seen == json!([0, 1]));
+    let mut leaders = u64::from(leads(browser));
+    for tab in &tabs {
+        browser.look_at(tab);
+        wait_for_document(browser, &json!({"n": 1}));
+        assert_eq!(numbers(browser), [0, 1]);
+        leaders += u64::from(leads(browser));
+    }
+    assert_eq!(leaders, 1);
+    browser.look_at(&third);
+    assert_eq!(browser.run("return seen", &[]), json!([0, 1]));
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn many_that_begin_or_lose_their_leader_at_once_without_a_secure_context_agree_on_one() {
+    let place = Place::insecure(|config| config.heartbeat = Duration::from_millis(200));
+    let Place { browser, address, .. } = &place;
+    browser.open(&format!("{}healthz", place.url));
+    let begin = "return import('/statecast.js').then(() => {
+        globalThis.all = Array.from({ length: 12 }, () => new Statecast('/events'));
+        globalThis.leaders = () => all.filter(({ leads }) => leads).length;
+        globalThis.documents = () => all.map(({ document }) => document?.n ?? null);
+    })";
+    browser.run(begin, &[]);
+    let is_agreed = |left: usize, n: u64| {
+        let expected = json!([1, vec![n; left]]);
+        wait_until(|| browser.run("return [leaders(), documents()]", &[]), |seen| *seen == expected);
+        wait_for_clients(*address, 1);
+    };
+    patch(*address, "/state", r#"{"n":0}"#);
+    is_agreed(12, 0);
+    for n in 1..=4 {
+        browser.run("all.splice(all.findIndex(({ leads }) => leads), 1)[0].close()", &[]);
+        patch(*address, "/state", &format!(r#"{{"n":{n}}}"#));
+        is_agreed(12 - n as usize, n);
+    }
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_frozen_leader_is_succeeded_and_follows_when_it_thaws() {
+    let often = |config: &mut Config| config.heartbeat = Duration::from_millis(200);
+    for place in [Place::secure(often), Place::insecure(often)] {
+        let Place { browser, address, .. } = &place;
+        let tabs = place.open_tabs(2);
+        browser.look_at(&tabs[0]);
+        assert!(leads(browser));
+        let set_state =
+            |state: &str| browser.devtools("Page.setWebLifecycleState", &json!({ "state": state }));
+        set_state("frozen");
+        browser.look_at(&tabs[1]);
+        wait_until(|| leads(browser), |leads| *leads);
+        patch(*address, "/state", r#"{"n":1}"#);
+        wait_for_document(browser, &json!({"n": 1}));
+        browser.look_at(&tabs[0]);
+        set_state("active");
+        wait_until(|| leads(browser), |leads| !leads);
+        wait_for_document(browser, &json!({"n": 1}));
+        wait_for_clients(*address, 1);
+    }
 }
 
 #[test]
 #[ignore = "needs Chromium and chromedriver: tests/all installs them"]
 fn a_tab_that_joins_late_has_the_document_and_the_events_it_asks_for_without_a_connection_of_its_own() {
-    let server = start();
-    let address = server.address();
-    put(address, "/state/kitchen", "1");
-    let browser = Browser::start();
-    let first = browser.tab();
-    open(&browser, address, "");
-    let second = browser.new_tab();
-    open(&browser, address, "?event=chat");
-    wait_for_document(&browser, &json!({"kitchen": 1}));
-    assert_eq!(events(&browser, "init"), [""; 0]);
-    assert_eq!(clients(address).len(), 1);
+    for place in [Place::secure(|_| {}), Place::insecure(|_| {})] {
+        let Place { browser, address, url, .. } = &place;
+        let address = *address;
+        put(address, "/state/kitchen", "1");
+        let first = place.open_tabs(1).remove(0);
+        let second = browser.new_tab();
+        browser.open(&format!("{url}?event=chat"));
+        wait_for_document(browser, &json!({"kitchen": 1}));
+        assert_eq!(events(browser, "init"), [""; 0]);
+        assert_eq!(clients(address).len(), 1);
 
-    let chat = post(address, "/events?event=chat", "hello");
-    wait_for_event(&browser, chat);
-    let id = put(address, "/state/kitchen", "2");
-    browser.look_at(&first);
-    wait_for_event(&browser, id);
-    // It did not ask for chat.
-    assert_eq!(events(&browser, "chat"), [""; 0]);
-    browser.close_tab();
+        let chat = post(address, "/events?event=chat", "hello");
+        wait_for_event(browser, chat);
+        let id = put(address, "/state/kitchen", "2");
+        browser.look_at(&first);
+        wait_for_event(browser, id);
+        // It did not ask for chat.
+        assert_eq!(events(browser, "chat"), [""; 0]);
+        browser.close_tab();
 
-    // Whoever leads next listens to what the others did.
-    browser.look_at(&second);
-    let chat = post(address, "/events?event=chat", "are you there");
-    wait_for_event(&browser, chat);
-    assert_eq!(events(&browser, "chat"), ["hello", "are you there"]);
-    wait_for_document(&browser, &json!({"kitchen": 2}));
+        // Whoever leads next listens to what the others did.
+        browser.look_at(&second);
+        let chat = post(address, "/events?event=chat", "are you there");
+        wait_for_event(browser, chat);
+        assert_eq!(events(browser, "chat"), ["hello", "are you there"]);
+        wait_for_document(browser, &json!({"kitchen": 2}));
+    }
 }
 
 #[test]
 #[ignore = "needs Chromium and chromedriver: tests/all installs them"]
 fn a_tab_that_follows_can_ask_for_another_connection_and_tabs_of_a_topic_have_their_own() {
-    let server = start();
-    let address = server.address();
-    let browser = Browser::start();
-    let tabs = open_tabs(&browser, address, 2);
-    let before = clients(address)[0]["id"].clone();
-    assert!(!leads(&browser));
-    browser.run("statecast.reconnect('asked for by a test')", &[]);
-    wait_until(|| events(&browser, "waiting"), |reasons| reasons == &["asked for by a test"]);
-    wait_for_state(&browser, &["open"]);
-    assert_ne!(wait_for_clients(address, 1)[0]["id"], before);
+    // A server notices that a client is gone when it writes to it.
+    let often = |config: &mut Config| config.heartbeat = Duration::from_millis(200);
+    for place in [Place::secure(often), Place::insecure(often)] {
+        let Place { browser, address, url, .. } = &place;
+        let address = *address;
+        let tabs = place.open_tabs(2);
+        let before = clients(address)[0]["id"].clone();
+        assert!(!leads(browser));
+        browser.run("statecast.reconnect('asked for by a test')", &[]);
+        wait_until(|| events(browser, "waiting"), |reasons| reasons == &["asked for by a test"]);
+        wait_for_state(browser, &["open"]);
+        assert_ne!(wait_for_clients(address, 1)[0]["id"], before);
 
-    browser.look_at(&tabs[0]);
-    open(&browser, address, "?topic=kitchen");
-    put(address, "/state/kitchen", "1");
-    wait_until(|| browser.text("#document"), |text| text == "1");
-    let streams: Vec<Value> =
-        wait_for_clients(address, 2).iter().map(|client| client["topic"].clone()).collect();
-    assert!(streams.contains(&json!("kitchen")) && streams.contains(&Value::Null), "{streams:?}");
-}
-
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn tabs_of_a_page_that_is_no_secure_context_have_a_connection_each() {
-    let server = start();
-    let address = server.address();
-    let browser = Browser::start_with(&["--host-resolver-rules=MAP plain.example 127.0.0.1"]);
-    let url = format!("http://plain.example:{}/", address.port());
-    let first = browser.tab();
-    for _ in 0..2 {
-        browser.open(&url);
-        wait_for_state(&browser, &["open"]);
-        assert_eq!(browser.run("return isSecureContext", &[]), false);
-        browser.new_tab();
+        browser.look_at(&tabs[0]);
+        browser.open(&format!("{url}?topic=kitchen"));
+        wait_for_state(browser, &["open"]);
+        put(address, "/state/kitchen", "1");
+        wait_until(|| browser.text("#document"), |text| text == "1");
+        let streams: Vec<Value> =
+            wait_for_clients(address, 2).iter().map(|client| client["topic"].clone()).collect();
+        assert!(streams.contains(&json!("kitchen")) && streams.contains(&Value::Null), "{streams:?}");
     }
-    assert_eq!(clients(address).len(), 2);
-    put(address, "/state/kitchen", "1");
-    browser.look_at(&first);
-    wait_for_document(&browser, &json!({"kitchen": 1}));
-    browser.close_tab();
-    put(address, "/state/kitchen", "2");
-    wait_for_clients(address, 1);
 }
 
 #[test]
 #[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn the_script_is_a_module_too_and_its_connection_ends_with_close() {
+fn a_connection_ends_with_close_and_so_does_its_lock() {
     let server = start();
     let address = server.address();
     put(address, "/state/kitchen", "1");

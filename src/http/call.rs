@@ -18,6 +18,8 @@ use crate::http::conditions::Conditions;
 )]
 pub(crate) struct Call {
     pub method: Method,
+    /// Path and query as they came.
+    pub target: String,
     /// Decoded; begins with `/`.
     pub path: String,
     /// Decoded, in its order.
@@ -87,6 +89,7 @@ pub(super) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Answer>
     let host_header = value("Host");
     let call = Call {
         method: request.method().clone(),
+        target: target.to_owned(),
         path,
         query: query.collect::<Result<_, Answer>>()?,
         peer,

@@ -72,6 +72,11 @@ pub(super) fn page(page: Page) -> Answer {
         .with("ETag", page.tag)
 }
 
+/// The same is elsewhere. The browser asks again each time, because a folder can become a file.
+pub(super) fn moved(location: String) -> Answer {
+    Answer::empty(301).with("Location", location).with("Cache-Control", "no-cache")
+}
+
 /// This answer, or 304 if the client has it already, or 412 if it wants another one.
 pub(super) fn given(answer: Answer, conditions: &Conditions) -> Answer {
     let tag = answer.headers.iter().find(|(name, _)| *name == "ETag").map_or("", |(_, tag)| tag);

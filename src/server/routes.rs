@@ -13,7 +13,7 @@ use crate::lock::lock;
 use crate::server::access::Rules;
 use crate::server::answers;
 use crate::server::lab::Lab;
-use crate::server::pages::Pages;
+use crate::server::pages::{Found, Pages, with_slash};
 use crate::server::route::Route;
 use crate::sse::event::{EventId, EventName, Topic};
 use crate::units::duration;
@@ -86,11 +86,11 @@ impl Site {
                 let (clients, history) = hub.size();
                 Answer::text("text/plain; version=0.0.4", hub.metrics.text(clients, history))
             }
-            (Route::Page, Get | Head) => {
-                let page = self.pages.find(&call.path);
-                let page = page.ok_or_else(|| Answer::refusal(404, "nothing here; the page is at /"))?;
-                answers::given(answers::page(page), &call.conditions)
-            }
+            (Route::Page, Get | Head) => match self.pages.find(&call.path) {
+                Some(Found::Page(page)) => answers::given(answers::page(page), &call.conditions),
+                Some(Found::Folder) => answers::moved(with_slash(&call.target)),
+                None => return Err(Answer::refusal(404, "nothing here; the page is at /")),
+            },
             (route, _) => return Err(answers::not_allowed(route.methods())),
         };
         Ok(Reply::Answer(answer))

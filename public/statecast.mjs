@@ -1,0 +1,1 @@
+import './statecast.js'; export const { Statecast } = globalThis; // statecast.js as a module.
