@@ -25,6 +25,7 @@ const CONTAINER_WEIGHT: usize = 40;
 
 /// Why a write was refused. The text is for the publisher: what was wrong, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Refusal {
     /// The body is not what the request needs it to be.
     Invalid(String),

@@ -20,46 +20,39 @@
 //!
 //! [`Server`] says what there is for tests: waiting without sleeping, restarts, clients one by one.
 //!
-//! # The map
-//! Each file is one noun. Read in this order, they follow an event from the publisher to the browser:
+//! # The houses
+//! Arrows go down only; `tests/house.rs` holds the tree to that.
 //!
-//! | file | what it is |
+//! ```text
+//! main -> cli -> { server, client };  server -> { http, hub };  { http, hub, client } -> { document, sse, ground }
+//! ```
+//!
+//! | house | what it is |
 //! |---|---|
-//! | `main`, [`Command`] | the commands, and what each is to do |
-//! | `settings`, [`Config`] | options as tables; that of the server |
-//! | `listener`, `connection` | tiny_http kept alive; whose turn it is, and who takes too long |
-//! | `socket`, `allocator` | the sockets that tiny_http hides, and the memory it would give away |
-//! | `door` | a request becomes one of ours, or a refusal |
-//! | [`Server`], `access` | what each request does; who may do it |
-//! | [`Capacity`] | how many clients and requests this machine carries |
-//! | `handle` | what a program does with a server of its own |
-//! | `answer`, `pages` | what goes back; the built-in page |
-//! | `document` | the document: [`merge`], [`diff`], and what is refused |
-//! | `event`, `history` | names, ids and frames; what was published last, kept once for everybody |
-//! | `hub` | the lock, the client list, and the one thread that writes to live clients |
-//! | `watch` | waiting for clients: to come, to leave, to have what was published |
-//! | `stream` | one client: its place in history, what is pending, and how it catches up |
-//! | `saver` | the file that keeps the document |
-//! | `lab` | with `--lab` only: what goes wrong in life, done to clients on purpose |
-//! | `log`, `metrics`, `clock`, `lock` | a line a fault, a number a kind, the time, a lock that outlives a panic |
+//! | `cli/` | the commands: arguments become calls |
+//! | `server/` | what each request does and who may do it; the handle, the saved file, the lab |
+//! | `hub/` | **the lesson**: publish, join, fan out, catch up |
+//! | `http/` | tiny_http, kept alive behind one door |
+//! | `client/` | the other end: [`EventSource`], [`Replica`] |
+//! | `sse/` | the event stream format, both ways: ids and frames, [`Parser`] |
+//! | the ground | `document` ([`merge`], [`diff`]), `token`, `units`, `wire`, `log`, `metrics`, `clock`, `lock` |
 //!
-//! The other end takes the event from there:
-//!
-//! | file | what it is |
-//! |---|---|
-//! | [`Parser`] | bytes as events, in whatever pieces they come |
-//! | [`EventSource`] | the browser's, blocking: connects, resumes, waits, notices silence |
-//! | [`Replica`] | a copy of the document, current or made anew |
-//! | `tail`, `publish` | the client commands: a stream on standard output; data on its way to the server |
+//! Whoever wants to learn SSE reads `sse/event`, then `hub/` (`mod`, `history`, `state`, `fan_out`, `client`, `catch_up`), then
+//! `server/routes`.
 //!
 //! # Threads
 //! tiny_http reads requests in threads of its own. A few *request* threads of ours take them, publish, and are done.
-//! The *hub* thread writes to every live client, the *catch-up* thread to those that fell behind; the *keeper* looks
-//! after tiny_http; the *saver* and the *log* wait for disk and terminal, so that nobody else does. An [`EventSource`] reads
+//! The *fan-out* thread writes to every live client, the *catch-up* thread to those that fell behind. The *keeper* looks
+//! after tiny_http. The *saver* and the *log* wait for disk and terminal, so that nobody else does. An [`EventSource`] reads
 //! in its caller's thread, with one beside it that watches for silence; a [`Replica`] has a thread of its own.
+//!
+//! # Locks
+//! A client's lock comes before the hub's; the seats' and the watch's come last. In `http`: the table's, a connection's, then
+//! the sockets'. Nobody writes to a socket, a file or the log with the hub's lock.
 //!
 //! It is made for Linux; there is no async runtime. On another Unix it finds no sockets, and falls back on time-outs.
 
+#[cfg(feature = "cli")]
 mod cli;
 mod client;
 mod clock;
@@ -75,24 +68,20 @@ mod token;
 mod units;
 mod wire;
 
-pub use cli::commands::{Client, Command, help};
-pub use cli::publish::{send, set};
-pub use cli::serve::serve;
-pub use cli::signals::outlive_file_limits;
-pub use cli::tail::tail;
-pub use client::event_source::{
-    EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, may_pass,
-};
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use cli::run_command;
+pub use client::event_source::{EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason};
 pub use client::replica::{NotSo, Replica};
 pub use document::{Refusal, diff, merge};
-pub use http::allocator::{PatientAllocator, count_tiny_http_panics, use_one_arena};
+pub use http::allocator::PatientAllocator;
 pub use hub::client::ClientStatus;
 pub use hub::history::EventData;
 pub use hub::watch::TimedOut;
 pub use server::Server;
 pub use server::capacity::Capacity;
 pub use server::config::{Config, Origin};
-pub use server::handle::Restart;
+pub use server::handle::{ForTopic, Restart};
 pub use sse::event::{EventId, EventName, MalformedId, Topic};
 pub use sse::parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
 pub use token::Token;

@@ -20,6 +20,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// `4096`, `64K`, `4M`, `1G`; not zero.
+#[cfg(feature = "cli")]
 pub(crate) fn size(text: &str) -> Result<usize, String> {
     let wrong = || "a size, such as 65536, 64K or 4M".to_owned();
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
@@ -40,6 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg(feature = "cli")]
     fn sizes_and_times_have_units() {
         assert_eq!(size("4096"), Ok(4_096));
         assert_eq!(size("64K"), Ok(65_536));

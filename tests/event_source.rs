@@ -10,9 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use statecast::{
-    Event, EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, Token, may_pass,
-};
+use statecast::{Event, EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason, Token};
 use support::{DEADLINE, read_head, wait_until};
 
 /// A socket that is accepted by hand.
@@ -295,7 +293,10 @@ fn a_source_goes_through_the_proxy_it_was_given_and_says_that_a_failure_is_its()
 #[test]
 fn what_may_pass_is_tried_again_if_one_asks_for_it_and_204_never() {
     let script = Script::new();
-    let init = EventSourceInit { tries_again: |status| may_pass(status) || status == 200, ..init() };
+    let init = EventSourceInit {
+        tries_again: |status| matches!(status, 200 | 408 | 425 | 429 | 500..=599),
+        ..init()
+    };
     let reading = Reading::start(EventSource::with(&script.url(), init).unwrap());
     script.asked().answer("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n");
     script.asked().answer("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n");

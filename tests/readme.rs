@@ -60,9 +60,9 @@ impl Drop for Shell {
 
 #[test]
 fn the_help_is_in_the_readme() {
-    assert!(README.contains(&statecast::help()), "put the output of statecast --help there");
     let output = Command::new(env!("CARGO_BIN_EXE_statecast")).arg("--help").output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), statecast::help());
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert!(README.contains(&help), "put the output of statecast --help there");
 }
 
 #[test]

@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use random::Rng;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use statecast::{EventSource, EventSourceInit, Reason, Replica, may_pass};
+use statecast::{EventSource, EventSourceInit, Reason, Replica};
 use support::*;
 
 fn replica_of(address: SocketAddr) -> Replica {
     let init = EventSourceInit {
         reconnection_time: Duration::from_millis(100),
-        tries_again: may_pass,
+        tries_again: |status| matches!(status, 408 | 425 | 429 | 500..=599),
         ..EventSourceInit::default()
     };
     let source = EventSource::with(&format!("http://{address}/events"), init).unwrap();

@@ -1,9 +1,48 @@
 //! The commands: arguments become calls of the library, and nothing here is for a library user.
 
-pub mod commands;
-pub mod options;
-pub mod publish;
-pub mod serve;
-pub mod settings;
-pub mod signals;
-pub mod tail;
+mod commands;
+mod options;
+mod publish;
+mod serve;
+mod settings;
+mod signals;
+mod tail;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::server;
+
+use commands::Command;
+
+/// Does what the arguments of this process say, and returns what it is to end with: 0 done, 1 failed, 2 wrong usage. To be
+/// called first, while there is only one thread: it takes the signals that end a process.
+#[must_use]
+pub fn run_command() -> ExitCode {
+    server::own_process();
+    signals::outlive_file_limits();
+    match Command::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
+        Ok(Command::Print(text)) => {
+            // A closed pipe is a quiet end.
+            io::stdout().write_all(text.as_bytes()).ok();
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Serve(config)) => serve::serve(*config),
+        Ok(Command::Tail(client)) => done(tail::tail(&client)),
+        Ok(Command::Set(client)) => done(publish::set(&client)),
+        Ok(Command::Send(client)) => done(publish::send(&client)),
+        Err(line) => failed(&line, 2),
+    }
+}
+
+fn done(result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error.to_string(), 1),
+    }
+}
+
+fn failed(line: &str, code: u8) -> ExitCode {
+    writeln!(io::stderr(), "statecast: {line}").ok();
+    ExitCode::from(code)
+}

@@ -71,7 +71,8 @@ pub struct EventSourceInit {
     /// Which answers other than a stream are tried again, by their status; a wrong content type is asked about as 200.
     /// One with `Retry-After` always is, and 204 never. Default: none, as the standard says.
     ///
-    /// `|_| true` goes on whatever comes; [`may_pass`] where an answer speaks of the moment and not of the request.
+    /// `|_| true` goes on whatever comes; `|status| matches!(status, 408 | 425 | 429 | 500..=599)`, which the commands have,
+    /// where an answer speaks of the moment and not of the request.
     pub tries_again: fn(u16) -> bool,
     /// Without a byte for so long (a day at most) a connection is given up. Default: what the `heartbeat_ms` of `hello` makes of it, two
     /// heartbeats and 2 s; for ever with a server that says no `hello`.
@@ -97,7 +98,8 @@ impl Default for EventSourceInit {
 
 /// Whether an answer speaks of the moment: a server that is busy, or a proxy whose server is away.
 #[must_use]
-pub fn may_pass(status: u16) -> bool {
+#[cfg(feature = "cli")]
+pub(crate) fn may_pass(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500..=599)
 }
 
@@ -220,6 +222,7 @@ pub struct EventSourceHandle(Arc<Shared>);
 /// What a step of a source comes to: an event, or the end of a connection and the time until the next.
 pub(crate) enum Step {
     Event(Event),
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "tail says it"))]
     Lost(Reason, Duration),
 }
 

@@ -53,6 +53,7 @@ struct State {
 
 /// The document was not so in time, or the source has closed.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct NotSo {
     /// What it was at last; `None` if none has come.
     pub document: Option<Arc<Value>>,

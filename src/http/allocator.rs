@@ -15,7 +15,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::metrics::{NOT_ASCII_HEADS, TINY_HTTP_PANICS};
+use crate::metrics::NOT_ASCII_HEADS;
+#[cfg(feature = "cli")]
+use crate::metrics::TINY_HTTP_PANICS;
 
 /// tiny_http's threads have this name: Linux gives a thread the name of the one that started it, and they choose none.
 pub(super) const TINY_HTTP: &str = "tiny_http";
@@ -76,8 +78,9 @@ pub struct PatientAllocator;
 
 /// Keeps the memory of many short threads in one place: with an arena for each, as glibc has it, holes are left in all
 /// of them. To be called once, before there are threads.
+#[cfg(feature = "cli")]
 #[allow(unsafe_code)]
-pub fn use_one_arena() {
+pub(super) fn use_one_arena() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt takes any two numbers.
     unsafe {
@@ -87,7 +90,8 @@ pub fn use_one_arena() {
 
 /// Counts panics in tiny_http's threads instead of printing them: it panics when a client leaves at a bad moment
 /// (client.rs:180), and when descriptors or threads are out. Other panics are printed as before.
-pub fn count_tiny_http_panics() {
+#[cfg(feature = "cli")]
+pub(super) fn count_tiny_http_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if is_for_stranger() {

@@ -50,6 +50,13 @@ pub(crate) fn listen(
     Listener::start(addresses, limits, log, metrics, Box::new(handler))
 }
 
+/// Keeps memory in one place, and counts tiny_http's panics instead of printing them, in the whole process.
+#[cfg(feature = "cli")]
+pub(crate) fn own_process() {
+    allocator::use_one_arena();
+    allocator::count_tiny_http_panics();
+}
+
 /// A request, and the one place to answer it. Dropping it closes the connection.
 pub(crate) struct Exchange<'a> {
     call: Call,

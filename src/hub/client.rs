@@ -53,6 +53,7 @@ pub(crate) struct Until {
 
 /// A client as the server knows it: what `GET /clients` tells, in the same words.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClientStatus {
     /// Its number, as its `hello` said it. Each connection has one of its own, also across restarts of a [`Server`].
     ///

@@ -81,6 +81,7 @@ impl Watch {
 
 /// What was waited for has not come about in time; and what there was instead.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum TimedOut {
     /// Of [`wait_for_state`](crate::Server::wait_for_state).
     State(Value),

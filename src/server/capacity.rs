@@ -25,6 +25,7 @@ const FEWEST_REQUESTS: usize = 8;
 
 /// How many clients and requests fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capacity {
     /// Clients at once: the least of what was configured and the next two.
     pub clients: usize,

@@ -25,42 +25,71 @@ pub enum Restart {
     ForgetHistory,
 }
 
+/// What a call on a server's handle is for: a topic, as a name or a [`Topic`], or with `None` the whole document.
+pub trait ForTopic {
+    /// The topic; `None` for the whole document.
+    ///
+    /// # Errors
+    /// The name is none that a topic can have.
+    fn topic(self) -> Result<Option<Topic>, Refusal>;
+}
+
+impl ForTopic for Option<&Topic> {
+    fn topic(self) -> Result<Option<Topic>, Refusal> {
+        Ok(self.cloned())
+    }
+}
+
+impl ForTopic for &Topic {
+    fn topic(self) -> Result<Option<Topic>, Refusal> {
+        Ok(Some(self.clone()))
+    }
+}
+
+impl ForTopic for &str {
+    fn topic(self) -> Result<Option<Topic>, Refusal> {
+        Topic::parse(self).map(Some).map_err(Refusal::Invalid)
+    }
+}
+
 impl Server {
     /// Merges a patch into the document, or into one topic (RFC 7396), and returns the id of the `update`. It has not
     /// been delivered by then; see [`wait_delivered`](Server::wait_delivered). Waits while delivery is far behind.
     ///
     /// ```
     /// use serde_json::json;
-    /// use statecast::{Config, Server, Topic};
+    /// use statecast::{Config, Server};
     ///
     /// let server = Server::start(Config::default())?;
-    /// let kitchen = Topic::parse("kitchen")?;
     /// server.patch(None, json!({"kitchen": {"temp": 21.5}, "door": "open"}))?;
-    /// server.patch(Some(&kitchen), json!({"lamp": "on"}))?;
+    /// server.patch("kitchen", json!({"lamp": "on"}))?;
     /// assert_eq!(server.state(), json!({"kitchen": {"temp": 21.5, "lamp": "on"}, "door": "open"}));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     /// The patch of the document is no object, a key in it is no topic, or the document would exceed a limit.
-    pub fn patch(&self, topic: Option<&Topic>, patch: Value) -> Result<EventId, Refusal> {
-        self.hub.write(|document| document.patch(topic, patch))
+    pub fn patch(&self, topic: impl ForTopic, patch: Value) -> Result<EventId, Refusal> {
+        let topic = topic.topic()?;
+        self.hub.write(|document| document.patch(topic.as_ref(), patch))
     }
 
     /// Replaces the document, or one topic. Subscribers get the smallest patch from the old value to the new.
     ///
     /// # Errors
     /// As [`patch`](Server::patch).
-    pub fn put(&self, topic: Option<&Topic>, value: Value) -> Result<EventId, Refusal> {
-        self.hub.write(|document| document.put(topic, value))
+    pub fn put(&self, topic: impl ForTopic, value: Value) -> Result<EventId, Refusal> {
+        let topic = topic.topic()?;
+        self.hub.write(|document| document.put(topic.as_ref(), value))
     }
 
     /// Removes all topics, or one.
     ///
     /// # Errors
     /// There is no such topic.
-    pub fn delete(&self, topic: Option<&Topic>) -> Result<EventId, Refusal> {
-        self.hub.write(|document| document.delete(topic))
+    pub fn delete(&self, topic: impl ForTopic) -> Result<EventId, Refusal> {
+        let topic = topic.topic()?;
+        self.hub.write(|document| document.delete(topic.as_ref()))
     }
 
     /// Publishes a one-off event that changes no state: chat, an alert. One of a topic reaches its stream, and `/events`
@@ -81,11 +110,11 @@ impl Server {
     #[allow(clippy::needless_pass_by_value, reason = "a name is made where it is used")]
     pub fn publish(
         &self,
-        topic: Option<&Topic>,
+        topic: impl ForTopic,
         name: EventName,
         data: impl Into<EventData>,
     ) -> Result<EventId, Refusal> {
-        self.hub.send(topic.cloned(), &name, &data.into())
+        self.hub.send(topic.topic()?, &name, &data.into())
     }
 
     /// The document as it is.
@@ -96,8 +125,9 @@ impl Server {
 
     /// One topic as it is; `None` if it is absent.
     #[must_use]
-    pub fn state_of(&self, topic: &Topic) -> Option<Value> {
-        self.hub.read(|document| document.value(Some(topic)))
+    pub fn state_of(&self, topic: impl ForTopic) -> Option<Value> {
+        let topic = topic.topic().ok()?;
+        self.hub.read(|document| document.value(topic.as_ref()))
     }
 
     /// Waits until the document is as `is_so` wants it, and returns it: what a program publishes, a test waits for.

@@ -68,6 +68,7 @@ pub struct Server {
     running: Option<Threads>,
     saver: Option<Saver>,
     /// Where the document is kept, in words.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command says it"))]
     kept: String,
 }
 
@@ -103,6 +104,12 @@ impl Server {
         };
         Ok(Prepared { config, log, pages, document, file })
     }
+}
+
+/// Makes this process one that does nothing but serve. To be called first, while there is only one thread.
+#[cfg(feature = "cli")]
+pub(crate) fn own_process() {
+    http::own_process();
 }
 
 impl Prepared {
@@ -196,6 +203,12 @@ impl Server {
         self.address
     }
 
+    /// Where it is, as a URL without a slash at its end: `http://127.0.0.1:40123`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// How many clients it takes at once, and why no more.
     #[must_use]
     pub fn capacity(&self) -> Capacity {
@@ -203,11 +216,13 @@ impl Server {
     }
 
     /// Where the document is kept, and what is to be known about that.
+    #[cfg(feature = "cli")]
     pub(crate) fn kept(&self) -> &str {
         &self.kept
     }
 
     /// What the document is saved by, if by anything.
+    #[cfg(feature = "cli")]
     pub(crate) fn saver(&self) -> Option<Saver> {
         self.saver.clone()
     }
