@@ -14,9 +14,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::http::allocator;
 use crate::http::answer::Answer;
-use crate::http::listener::Shared;
+use crate::http::listener::Core;
 use crate::http::socket::{Facts, Identity};
-use crate::http::turn::{Connection, Doing, Patience, Seen, State, Table};
+use crate::http::turn::{Connection, Doing, Patience, Seen, Standing, Table};
 use crate::lock::lock;
 use crate::metrics::NOT_ASCII_HEADS;
 
@@ -111,7 +111,7 @@ struct Round {
 
 /// The keeper's own time.
 pub(super) struct Keeper {
-    shared: Arc<Shared>,
+    shared: Arc<Core>,
     thorough_at: Instant,
     replace_at: Instant,
     trims_left: usize,
@@ -119,7 +119,7 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub fn new(shared: Arc<Shared>) -> Keeper {
+    pub fn new(shared: Arc<Core>) -> Keeper {
         let now = Instant::now();
         let not_ascii_heads = NOT_ASCII_HEADS.value();
         Keeper { shared, thorough_at: now + THOROUGH, replace_at: now, trims_left: 0, not_ascii_heads }
@@ -192,7 +192,7 @@ impl Keeper {
         let shared = &self.shared;
         let Some(facts) = shared.table.sockets.facts(identity) else { return };
         let mut state = lock(&connection.state);
-        let State { doing, since, seen, .. } = *state;
+        let Standing { doing, since, seen, .. } = *state;
         let now = Instant::now();
         let is_anybody_sleeping = allocator::is_anybody_sleeping();
         let look =

@@ -67,11 +67,11 @@ pub(super) type Handler = dyn Fn(Exchange) + Send + Sync;
 
 /// A listener at work. It stops when told to, and not on drop.
 pub(crate) struct Listener {
-    shared: Arc<Shared>,
+    shared: Arc<Core>,
     keeper: Option<JoinHandle<()>>,
 }
 
-pub(super) struct Shared {
+pub(super) struct Core {
     pub address: SocketAddr,
     /// Ours, and the one that new tiny_http servers are made of.
     listening: TcpListener,
@@ -126,7 +126,7 @@ impl Listener {
         if !heads_are_bounded {
             log.line(|| "heads are not bounded: tiny_http's threads cannot be told from others here".into());
         }
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Core {
             address,
             listening,
             table,
@@ -197,7 +197,7 @@ impl Listener {
     }
 }
 
-impl Shared {
+impl Core {
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }

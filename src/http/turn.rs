@@ -64,10 +64,10 @@ pub(super) struct Connection {
     peer: SocketAddr,
     /// `None` where the socket was not found: its connection has ended already.
     pub identity: Option<Identity>,
-    pub state: Mutex<State>,
+    pub state: Mutex<Standing>,
 }
 
-pub(super) struct State {
+pub(super) struct Standing {
     pub doing: Doing,
     /// Since when.
     pub since: Instant,
@@ -192,7 +192,7 @@ impl Table {
     }
 
     /// Keeps a request for later; says whether there was room for it.
-    fn park(&self, state: &mut State, request: Request, most: usize) -> bool {
+    fn park(&self, state: &mut Standing, request: Request, most: usize) -> bool {
         let in_all = self.parked_bytes.load(Ordering::Relaxed) + weight(&request);
         let has_room = state.parked.len() < most && in_all <= MAX_PARKED_BYTES;
         let is_for_later = has_room && state.doing != Doing::Streaming;
@@ -203,7 +203,7 @@ impl Table {
     }
 
     /// Takes the first of what waits.
-    fn unpark(&self, state: &mut State) -> Option<Parked> {
+    fn unpark(&self, state: &mut Standing) -> Option<Parked> {
         let parked = state.parked.pop_front()?;
         self.parked_bytes.fetch_sub(parked.weight(), Ordering::Relaxed);
         Some(parked)
@@ -258,12 +258,12 @@ impl Table {
 impl Connection {
     pub fn new(peer: SocketAddr, identity: Option<Identity>, doing: Doing) -> Arc<Connection> {
         let seen = Seen::default();
-        let state = State { doing, since: Instant::now(), seen, parked: VecDeque::new() };
+        let state = Standing { doing, since: Instant::now(), seen, parked: VecDeque::new() };
         Arc::new(Connection { peer, identity, state: Mutex::new(state) })
     }
 }
 
-impl State {
+impl Standing {
     pub fn enter(&mut self, doing: Doing) {
         self.doing = doing;
         self.since = Instant::now();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use crate::hub::Hub;
-use crate::hub::client::{Client, End, Following, Place, Progress, Reason};
+use crate::hub::client::{Client, End, Following, InitReason, Place, Progress};
 use crate::hub::history::{chunk_of, up_to_a_pass};
 use crate::lock::lock;
 
@@ -79,11 +79,11 @@ impl Hub {
                         let chunk = chunk_of(&entries, &client.audience);
                         return Some(Following { chunks: chunk.into_iter().collect(), place });
                     }
-                    None => Reason::Lagged,
+                    None => InitReason::Lagged,
                 }
             }
         };
-        if reason == Reason::Lagged {
+        if reason == InitReason::Lagged {
             self.metrics.lagged.add(1);
         }
         let (place, init) = self.lock().init(&client.audience);

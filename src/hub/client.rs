@@ -138,12 +138,12 @@ pub(crate) enum Place {
     /// It has everything up to this id.
     After(EventId),
     /// It needs the document, for this reason.
-    Nowhere(Reason),
+    Nowhere(InitReason),
 }
 
 /// Why a client gets `init`: the `reason` of its `hello`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub(crate) enum InitReason {
     /// It named no id, or a malformed one.
     First,
     /// It was away for longer than history reaches, or named an id that was never issued.
@@ -154,13 +154,13 @@ pub(crate) enum Reason {
     Lagged,
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for InitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Reason::First => "first",
-            Reason::Gap => "gap",
-            Reason::Restart => "restart",
-            Reason::Lagged => "lagged",
+            InitReason::First => "first",
+            InitReason::Gap => "gap",
+            InitReason::Restart => "restart",
+            InitReason::Lagged => "lagged",
         })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use crate::clock::now_ms;
 use crate::document::Document;
 use crate::hub::chunk::Chunk;
-use crate::hub::client::{Client, Place, Reason};
+use crate::hub::client::{Client, InitReason, Place};
 use crate::hub::history::{Audience, Entry, History};
 use crate::lock::lock;
 use crate::sse::event::{EventId, EventName};
@@ -79,10 +79,10 @@ impl State {
     /// Where a client starts that says it has everything up to an id.
     pub fn resume(&self, last_event_id: Option<EventId>) -> Place {
         match last_event_id {
-            None => Place::Nowhere(Reason::First),
-            Some(id) if id < self.start => Place::Nowhere(Reason::Restart),
+            None => Place::Nowhere(InitReason::First),
+            Some(id) if id < self.start => Place::Nowhere(InitReason::Restart),
             Some(id) if self.history.after(id).is_some() => Place::After(id),
-            Some(_) => Place::Nowhere(Reason::Gap),
+            Some(_) => Place::Nowhere(InitReason::Gap),
         }
     }
 
@@ -230,7 +230,7 @@ mod tests {
         let before = state.history.last_id();
         assert_eq!(state.resume(Some(before)), Place::After(before));
         state.forget();
-        assert_eq!(state.resume(Some(before)), Place::Nowhere(Reason::Restart));
+        assert_eq!(state.resume(Some(before)), Place::Nowhere(InitReason::Restart));
         let (place, _) = state.init(&None);
         assert!(place > before);
         let id = state.next_id();

@@ -32,12 +32,12 @@ struct Saving {
     log: Log,
     /// Rung by the hub, too.
     bell: Sender<()>,
-    state: Mutex<State>,
+    state: Mutex<Save>,
     /// A stop has begun, or the thread has ended.
     told: Condvar,
 }
 
-struct State {
+struct Save {
     /// The change that the file is as of.
     saved: EventId,
     /// Why the last save failed, if it did.
@@ -56,7 +56,7 @@ impl Saver {
     ) -> io::Result<Saver> {
         // What was read at the start need not be saved.
         let saved = hub.read(Document::last_change);
-        let state = Mutex::new(State { saved, fault: None, is_stopping: false, has_ended: false });
+        let state = Mutex::new(Save { saved, fault: None, is_stopping: false, has_ended: false });
         let named = file.named().to_owned();
         let shared = Arc::new(Saving { named, hub, log, bell, state, told: Condvar::new() });
         let of_thread = Arc::clone(&shared);
