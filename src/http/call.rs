@@ -60,22 +60,7 @@ impl Call {
 pub(super) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Answer> {
     let headers = request.headers();
     check_head(request.url(), headers)?;
-    let target = request.url();
-    let (authority, target) = match absolute(target) {
-        Some((authority, target)) => (Some(authority), target),
-        None => (None, target),
-    };
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let path = decoded(path)?;
-    // `OPTIONS *` asks for the server as a whole. An absolute form may do without a path.
-    let path = if path.is_empty() && authority.is_some() { "/".to_owned() } else { path };
-    if !path.starts_with('/') && path != "*" {
-        return Err(Answer::refusal(400, "a request's target begins with /"));
-    }
-    let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        Ok((decoded(&name.replace('+', " "))?, decoded(&value.replace('+', " "))?))
-    });
+    let TakenApart { authority, target, path, query } = read_target(request.url())?;
     let value = |name| values(headers, name).next().map(str::to_owned);
     let forwarding = |header: &Header| {
         let name = header.field.as_str().as_str().to_ascii_lowercase();
@@ -91,7 +76,7 @@ pub(super) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Answer>
         method: request.method().clone(),
         target: target.to_owned(),
         path,
-        query: query.collect::<Result<_, Answer>>()?,
+        query,
         peer,
         // What the target names is what was asked for, whatever the header says (RFC 9112, 3.2.2).
         host: host_header.map(|host| authority.map_or(host, str::to_owned)),
@@ -116,6 +101,35 @@ pub(super) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Answer>
         return Err(Answer::refusal(400, "an HTTP/1.1 request has a Host header"));
     }
     Ok(call)
+}
+
+/// A request's target, taken apart.
+struct TakenApart<'a> {
+    /// Of the absolute form alone.
+    authority: Option<&'a str>,
+    target: &'a str,
+    path: String,
+    query: Vec<(String, String)>,
+}
+
+fn read_target(url: &str) -> Result<TakenApart<'_>, Answer> {
+    let (authority, target) = match absolute(url) {
+        Some((authority, target)) => (Some(authority), target),
+        None => (None, url),
+    };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let path = decoded(path)?;
+    // `OPTIONS *` asks for the server as a whole. An absolute form may do without a path.
+    let path = if path.is_empty() && authority.is_some() { "/".to_owned() } else { path };
+    if !path.starts_with('/') && path != "*" {
+        return Err(Answer::refusal(400, "a request's target begins with /"));
+    }
+    let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        Ok((decoded(&name.replace('+', " "))?, decoded(&value.replace('+', " "))?))
+    });
+    let query = query.collect::<Result<_, Answer>>()?;
+    Ok(TakenApart { authority, target, path, query })
 }
 
 /// What tiny_http lets through and others read differently (CVE-2026-66752, CVE-2026-66753).

@@ -24,10 +24,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
-use crate::http::{self, Limits, Listener};
+use crate::http::{self, Exchange, Limits, Listener};
 use crate::hub::{Hub, Settings, StartError, Threads};
 use crate::log::Log;
-use crate::server::access::Rules;
 use crate::server::capacity::Capacity;
 use crate::server::config::Config;
 use crate::server::kept_file::KeptFile;
@@ -116,69 +115,27 @@ impl Prepared {
     pub fn listen(self) -> io::Result<Server> {
         let Prepared { config, log, pages, document, file } = self;
         let capacity = Capacity::find(config.max_clients);
-        let settings = Settings {
-            heartbeat: config.heartbeat,
-            retry: config.retry,
-            history_bytes: config.history_bytes,
-            max_document_bytes: config.max_document_bytes,
-            max_clients: capacity.clients,
-            max_clients_per_address: config.max_clients_per_address,
-            stall: config.stall,
-            unacknowledged: UNACKNOWLEDGED,
-            verbose: config.verbose,
-        };
         let (ring_changed, changed) = bounded(1);
-        let (hub, threads) = Hub::start(settings, document, log.clone(), ring_changed.clone()).map_err(
-            |error| match error {
-                StartError::Thread(error) => error,
-                StartError::Document(refusal) => {
-                    let named = config.document.as_deref().unwrap_or(Path::new(""));
-                    kept_file::about(named, io::ErrorKind::InvalidData, &refusal.to_string())
-                }
-            },
-        )?;
-        let limits = Limits {
-            head: config.request_timeout,
-            idle: IDLE,
-            write: config.stall,
-            unacknowledged: UNACKNOWLEDGED,
-            send_buffer: config.client_buffer_bytes,
-            requests: capacity.requests,
-        };
-        let site = Arc::new(Site {
-            hub: Arc::clone(&hub),
-            pages,
-            rules: Rules {
-                is_open: config.open,
-                publish_token: config.publish_token,
-                subscribe_token: config.subscribe_token,
-                origins: config.allow_origin,
-            },
-            max_body: config.max_body_bytes,
-            max_document: config.max_document_bytes,
-            large_bodies: Mutex::new(()),
-            lab: config.lab.then(Arc::default),
-        });
-        let listener_log = log.clone();
-        let listen = Box::new(move |addresses: &[SocketAddr]| {
-            let (log, metrics) = (listener_log.clone(), Arc::clone(&site.hub.metrics));
-            let site = Arc::clone(&site);
-            let started =
-                http::listen(addresses, &limits, log, metrics, move |exchange| site.handle(exchange));
-            started.map_err(|error| {
-                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
-            })
-        });
+        let started = Hub::start(settings(&config, capacity), document, log.clone(), ring_changed.clone());
+        let (hub, threads) = started.map_err(|error| match error {
+            StartError::Thread(error) => error,
+            StartError::Document(refusal) => {
+                let named = config.document.as_deref().unwrap_or(Path::new(""));
+                kept_file::about(named, io::ErrorKind::InvalidData, &refusal.to_string())
+            }
+        })?;
         let kept = file.as_ref().map_or_else(
             || "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
             KeptFile::describe,
         );
+        let (addresses, grace) = (config.listen.clone(), config.grace);
+        let limits = limits(&config, capacity);
+        let listen = listener(Site::new(Arc::clone(&hub), pages, config), limits, log.clone());
         // From here on an error drops the server, which stops what has been started.
         let mut server = Server {
             address: SocketAddr::from(([0; 4], 0)),
             capacity,
-            grace: config.grace,
+            grace,
             hub: Arc::clone(&hub),
             listen,
             listener: Mutex::default(),
@@ -189,11 +146,49 @@ impl Prepared {
         if let Some(file) = file {
             server.saver = Some(Saver::start(file, hub, (ring_changed, changed), log)?);
         }
-        let listener = (server.listen)(&config.listen)?;
+        let listener = (server.listen)(&addresses)?;
         server.address = listener.address();
         server.listener = Mutex::new(Some(listener));
         Ok(server)
     }
+}
+
+fn settings(config: &Config, capacity: Capacity) -> Settings {
+    Settings {
+        heartbeat: config.heartbeat,
+        retry: config.retry,
+        history_bytes: config.history_bytes,
+        max_document_bytes: config.max_document_bytes,
+        max_clients: capacity.clients,
+        max_clients_per_address: config.max_clients_per_address,
+        stall: config.stall,
+        unacknowledged: UNACKNOWLEDGED,
+        verbose: config.verbose,
+    }
+}
+
+fn limits(config: &Config, capacity: Capacity) -> Limits {
+    Limits {
+        head: config.request_timeout,
+        idle: IDLE,
+        write: config.stall,
+        unacknowledged: UNACKNOWLEDGED,
+        send_buffer: config.client_buffer_bytes,
+        requests: capacity.requests,
+    }
+}
+
+/// Listens for the site, as often as it is asked to.
+fn listener(site: Site, limits: Limits, log: Log) -> Box<Listen> {
+    let site = Arc::new(site);
+    Box::new(move |addresses: &[SocketAddr]| {
+        let (metrics, site) = (Arc::clone(&site.hub.metrics), Arc::clone(&site));
+        let handle = move |exchange: Exchange| site.handle(exchange);
+        http::listen(addresses, &limits, log.clone(), metrics, handle).map_err(|error| {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
+        })
+    })
 }
 
 impl Server {

@@ -12,6 +12,7 @@ use crate::hub::{Hub, Seat};
 use crate::lock::lock;
 use crate::server::access::Rules;
 use crate::server::answers;
+use crate::server::config::Config;
 use crate::server::lab::Lab;
 use crate::server::pages::{Found, Pages, with_slash};
 use crate::server::route::Route;
@@ -21,14 +22,14 @@ use crate::units::duration;
 /// What requests are answered with and by.
 pub(super) struct Site {
     pub hub: Arc<Hub>,
-    pub pages: Pages,
-    pub rules: Rules,
-    pub max_body: usize,
-    pub max_document: usize,
+    pages: Pages,
+    rules: Rules,
+    max_body: usize,
+    max_document: usize,
     /// Held by whoever makes a document of a large body: it takes many times the body's memory, for a moment.
-    pub large_bodies: Mutex<()>,
+    large_bodies: Mutex<()>,
     /// With `--lab` only.
-    pub lab: Option<Arc<Lab>>,
+    lab: Option<Arc<Lab>>,
 }
 
 /// What a call comes to.
@@ -38,6 +39,18 @@ enum Reply {
 }
 
 impl Site {
+    pub fn new(hub: Arc<Hub>, pages: Pages, config: Config) -> Site {
+        let rules = Rules {
+            is_open: config.open,
+            publish_token: config.publish_token,
+            subscribe_token: config.subscribe_token,
+            origins: config.allow_origin,
+        };
+        let (max_body, max_document) = (config.max_body_bytes, config.max_document_bytes);
+        let lab = config.lab.then(Arc::default);
+        Site { hub, pages, rules, max_body, max_document, large_bodies: Mutex::new(()), lab }
+    }
+
     /// Answers one request, or begins a stream.
     pub fn handle(&self, mut exchange: Exchange) {
         let call = exchange.call();
