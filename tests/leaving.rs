@@ -193,3 +193,26 @@ fn a_request_that_never_ends_is_cut_and_others_are_not() {
     let id = put(address, "/state/a", "1");
     assert_eq!(stream.next_but_heartbeats().id(), id);
 }
+
+#[test]
+fn a_clean_end_is_not_counted_with_those_that_are_gone() {
+    let server = start();
+    let address = server.address();
+    let gone = || {
+        let text = get(address, "/metrics").body;
+        let line = text.lines().find_map(|line| line.strip_prefix("statecast_gone_total ")).unwrap();
+        line.parse::<u64>().unwrap()
+    };
+    let mut limited = Stream::open(address, "/events?max_events=1");
+    assert!(limited.ends_cleanly());
+    let mut ended = Stream::open(address, "/events");
+    ended.next_named("init");
+    server.disconnect(server.clients()[0].id);
+    assert!(ended.ends_cleanly());
+    server.wait_for_clients(0, DEADLINE).unwrap();
+    assert_eq!(gone(), 0);
+    let mut cut = Stream::open(address, "/events");
+    cut.next_named("init");
+    server.restart(statecast::Restart::KeepHistory).unwrap();
+    assert_eq!(gone(), 1);
+}
