@@ -283,7 +283,7 @@ fn forget_gone(table: &Table, found: &[(SocketAddr, Identity)], now: Instant) ->
         let state = lock(&connection.state);
         let is_open = connection.identity.is_some_and(|identity| identities.contains(&identity));
         let is_held = matches!(state.doing, Doing::Answering { .. } | Doing::Streaming);
-        // One that was begun since we looked is none of those we saw.
+        // A connection that began after this look is not among those that were found.
         is_open || is_held || state.since >= now
     });
     if connections.capacity() > 4 * connections.len() {

@@ -119,8 +119,8 @@ impl<'a> Exchange<'a> {
         let turn = self.turn;
         let mut writer = Patient::new(self.request.into_writer(), turn.write_patience(), turn.slow_place());
         let written = answer.write_to(&mut writer, framing);
-        // An answer that was given up half-way leaves a connection that nobody can make sense of. One that could not be
-        // written leaves none, and the turn may by now look like that of a later one from the same address.
+        // An answer that was given up half-way leaves a connection that nobody can make sense of. An answer that could
+        // not be written leaves no connection, and the turn may by now look like that of a later one from the same address.
         let gave_up = written
             .is_err_and(|error| matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::UnexpectedEof));
         if framing.is_last || gave_up {

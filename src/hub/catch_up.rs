@@ -146,7 +146,7 @@ impl Visit {
     fn plan_next(&mut self, stall: Duration) -> bool {
         let now = Instant::now();
         let written = self.client.status().bytes;
-        // Whoever takes something gets the next piece soon.
+        // A client that takes something gets the next piece soon.
         self.delay =
             if written > self.written { VISIT_DELAYS.0 } else { (self.delay * 2).min(VISIT_DELAYS.1) };
         self.written = written;

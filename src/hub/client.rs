@@ -367,7 +367,7 @@ impl Client {
         self.is_live.load(Ordering::SeqCst)
     }
 
-    /// Writes what is pending. Whoever does not take all of it is not live any more.
+    /// Writes what is pending. A client that does not take all of it is not live any more.
     fn push(&self, stream: &mut Stream) -> Progress {
         let progress = stream.push();
         let is_live = matches!(progress, Progress::Done);

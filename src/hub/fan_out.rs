@@ -81,7 +81,7 @@ impl Hub {
         Some(Pass { entries, to, audiences, is_partial: to != state.history.last_id() })
     }
 
-    /// A heartbeat for everybody. Whoever blocks on it has everything up to the thread's place.
+    /// Sends a heartbeat to everybody. A client that blocks on it has everything up to the thread's place.
     fn beat(&self) {
         let chunk = Chunk::of_event(None, &EventName::HEARTBEAT, &now_ms().to_string());
         let (clients, read) = {

@@ -63,12 +63,12 @@ pub(crate) struct Hub {
     seats: Arc<Seats>,
     /// Publishers wait here for the fan-out thread to read what waits for it.
     has_read: Condvar,
-    /// Whoever waits for clients waits here.
+    /// Wakes those who wait for a condition of the clients.
     pub watch: Watch,
     /// One place: a bell that rings already need not be rung again.
     doorbell: Sender<()>,
     changed: Sender<()>,
-    /// For the catch-up thread, whom `late` wakes. `None` ends it.
+    /// The clients that wait for the catch-up thread. `late` wakes it, and `None` ends it.
     behind: Mutex<Option<Vec<Arc<Client>>>>,
     late: Sender<()>,
 }
