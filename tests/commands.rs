@@ -267,7 +267,7 @@ fn every_line_of_input_is_a_patch_and_a_wrong_one_is_named_and_left_out() {
     let server = start();
     let url = format!("{}/a", server.address());
     let mut set = Running::start(&["set", &url, "-"]);
-    let lines = "\u{feff}{\"a\":1}\r\n\n{\"a\"\n\u{feff}{\"b\":[2]}\n\u{feff}\n\u{feff}\u{feff}1\n{\"c\":3}";
+    let lines = "\u{feff}{\"a\":1}\r\n\n{\"a\"\n\u{feff}{\"b\":[2]}\n\u{feff}\n[1\n{\"c\":3}";
     set.input().write_all(lines.as_bytes()).unwrap();
     let ended = set.end();
     assert_eq!(get(server.address(), "/state/a").json(), json!({"a": 1, "b": [2], "c": 3}));
