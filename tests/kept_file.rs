@@ -7,11 +7,12 @@ mod support;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -411,6 +412,35 @@ fn a_second_server_with_the_same_file_does_not_start_whatever_it_calls_it() {
     killed.signal("KILL");
     assert_eq!(killed.wait().0, None);
     start_with(|config| config.document = Some(file.into())).stop().unwrap();
+}
+
+#[test]
+#[allow(unsafe_code)]
+fn a_server_that_stopped_has_let_go_of_its_file_whoever_is_making_a_child_process() {
+    let folder = Folder::new("forked");
+    fs::write(folder.file("document.json"), "{}").unwrap();
+    let start =
+        || Server::start(Config { document: Some(folder.file("document.json").into()), ..Config::default() });
+    let server = start().unwrap();
+    let (mut here, mut there) = UnixStream::pair().unwrap();
+    let mut command = Command::new("true");
+    // SAFETY: between fork and exec it only writes to and reads from a socket.
+    unsafe {
+        command.pre_exec(move || {
+            there.write_all(b"1")?;
+            there.read_exact(&mut [0])
+        });
+    }
+    thread::scope(|scope| {
+        let child = scope.spawn(|| command.status().unwrap());
+        // The child has all that this process has open, and has not begun to be a program.
+        here.read_exact(&mut [0]).unwrap();
+        server.stop().unwrap();
+        let again = start();
+        here.write_all(b"1").unwrap();
+        assert!(child.join().unwrap().success());
+        again.expect("the file is free").stop().unwrap();
+    });
 }
 
 #[test]

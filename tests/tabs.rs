@@ -38,6 +38,8 @@ impl Place {
     fn insecure(configure: impl FnOnce(&mut Config)) -> Place {
         let server = start_with(|config| {
             config.listen = vec![(Ipv4Addr::UNSPECIFIED, 0).into()];
+            // The browser comes from this machine, where a name that is not this machine's reads nothing.
+            config.open = true;
             configure(config);
         });
         let port = server.address().port();

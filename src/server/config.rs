@@ -17,7 +17,8 @@ use crate::token::Token;
 pub struct Config {
     /// Where to listen, tried in order. Default: 127.0.0.1, on a port that is free; the command's is 8080.
     pub listen: Vec<SocketAddr>,
-    /// The file that keeps the document. Default: none; the document is gone when the server stops.
+    /// The file that keeps the document, for one server at a time. Default: none; the document is gone when the server
+    /// stops.
     pub document: Option<PathBuf>,
     /// Time between `heartbeat` events. Default: 15 s.
     pub heartbeat: Duration,

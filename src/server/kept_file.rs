@@ -277,6 +277,8 @@ impl Drop for KeptFile {
         if self.is_new && is_as_made() && is_at(&self.file, &self.path) {
             fs::remove_file(&self.path).ok();
         }
+        // Closing it would not do while a child process that was just forked has it, too.
+        self.file.unlock().ok();
     }
 }
 
