@@ -216,6 +216,7 @@ fn caddy_as_in_the_readme_keeps_letters_beyond_ascii_to_itself() {
 #[test]
 #[ignore = "needs nginx: tests/all installs it"]
 fn an_nginx_that_is_told_nothing_passes_letters_beyond_ascii_on_and_gets_a_400_that_says_so() {
+    assert!(README.contains("| 400 `a request's head has a letter beyond ASCII`"));
     let server = start_program();
     let proxy = Proxy::default_nginx(server.address);
     for line in BEYOND_ASCII {
