@@ -90,6 +90,44 @@ fn who_leaves_is_gone(start: impl Fn(&Server) -> Proxy) {
     wait_until(clients, |count| *count == 0);
 }
 
+/// A cookie of another program on the host, and what Cloudflare adds, in each encoding that is met in the field.
+const BEYOND_ASCII: [&[u8]; 5] = [
+    "Cookie: user=Jürgen".as_bytes(),
+    b"Cookie: user=J\xfcrgen",
+    "Referer: http://localhost/Übersicht".as_bytes(),
+    "CF-IPCity: São Paulo".as_bytes(),
+    "cf-region: Île-de-France".as_bytes(),
+];
+
+/// The program itself: a head beyond ASCII is answered where its allocator sees it.
+fn start_program() -> Binary {
+    Binary::start(&["--publish-token", "s3cret"])
+}
+
+/// Reads and writes with one more line in the head, each over a connection of its own; returns both answers.
+fn read_and_write_with(proxy: &Proxy, line: &[u8]) -> [String; 2] {
+    let rest = format!("Host: {}\r\nAuthorization: Bearer s3cret\r\nConnection: close\r\n", proxy.address);
+    ["GET /state HTTP/1.1\r\n", "PUT /state/a HTTP/1.1\r\nContent-Length: 1\r\n"].map(|start| {
+        let body = if start.starts_with("PUT") { "1" } else { "" };
+        let head = [start.as_bytes(), line, b"\r\n", rest.as_bytes(), b"\r\n", body.as_bytes()];
+        exchange(proxy.address, &head.concat())
+    })
+}
+
+fn letters_beyond_ascii_stay_with(start: impl Fn(&Binary) -> Proxy) {
+    let server = start_program();
+    let proxy = start(&server);
+    for line in BEYOND_ASCII {
+        for answer in read_and_write_with(&proxy, line) {
+            let line = String::from_utf8_lossy(line);
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{line}: {answer}");
+        }
+    }
+    let metrics = get(server.address, "/metrics").body;
+    assert!(metrics.contains("statecast_not_ascii_heads_total 0\n"), "{metrics}");
+    assert_eq!(get(server.address, "/state").body, r#"{"a":1}"#);
+}
+
 /// The page behind a proxy shows what is published past it.
 fn the_page_shows_a_patch(server: &Server, proxy: &Proxy) {
     let browser = Browser::start();
@@ -161,6 +199,37 @@ fn an_nginx_that_is_told_nothing_passes_events_on_and_nobody_writes_through_it()
     assert_eq!(old.next_named("init").json(), json!({"count": 3}));
     without_a_token_writes_are_refused(|server| Proxy::default_nginx(server.address()));
     who_leaves_is_gone(|server| Proxy::default_nginx(server.address()));
+}
+
+#[test]
+#[ignore = "needs nginx: tests/all installs it"]
+fn nginx_as_in_the_readme_keeps_letters_beyond_ascii_to_itself() {
+    letters_beyond_ascii_stay_with(|server| Proxy::nginx(server.address));
+}
+
+#[test]
+#[ignore = "needs Caddy: tests/all installs it"]
+fn caddy_as_in_the_readme_keeps_letters_beyond_ascii_to_itself() {
+    letters_beyond_ascii_stay_with(|server| Proxy::caddy(server.address));
+}
+
+#[test]
+#[ignore = "needs nginx: tests/all installs it"]
+fn an_nginx_that_is_told_nothing_passes_letters_beyond_ascii_on_and_gets_a_400_that_says_so() {
+    assert!(README.contains("| 400 `a request's head has a letter beyond ASCII`"));
+    let server = start_program();
+    let proxy = Proxy::default_nginx(server.address);
+    for line in BEYOND_ASCII {
+        for answer in read_and_write_with(&proxy, line) {
+            let line = String::from_utf8_lossy(line);
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{line}: {answer}");
+            assert!(answer.contains("a request's head has a letter beyond ASCII"), "{line}: {answer}");
+        }
+    }
+    let count = 2 * BEYOND_ASCII.len();
+    let metrics = get(server.address, "/metrics").body;
+    assert!(metrics.contains(&format!("statecast_not_ascii_heads_total {count}\n")), "{metrics}");
+    assert_eq!(get(server.address, "/state").body, "{}");
 }
 
 #[test]

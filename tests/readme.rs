@@ -85,6 +85,51 @@ fn the_test_command_of_the_readme_is_what_ci_runs() {
     assert_eq!(include_str!("../.ci/run").lines().last(), Some("tests/all"));
 }
 
+/// The texts between backquotes, in one line.
+fn code(line: &str) -> Vec<&str> {
+    line.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_map_names_files_that_are_there_and_leaves_none_out() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (_, map) = README.split_once("| concept | file that shows it |\n").unwrap();
+    let rows: Vec<&str> = map.lines().take_while(|line| line.starts_with('|')).collect();
+    let mut named = Vec::new();
+    for row in rows.iter().skip(1) {
+        let files = row.split('|').nth(2).unwrap();
+        for name in code(files) {
+            if name.contains('/') {
+                let text = std::fs::read_to_string(root.join(name));
+                named.push((name, text.unwrap_or_else(|error| panic!("{name}: {error}"))));
+            } else {
+                let (file, text) = named.last().unwrap();
+                assert!(text.contains(&format!("fn {name}(")), "{file} has no {name}");
+            }
+        }
+    }
+    for house in ["cli", "client", "http", "hub", "server", "sse"] {
+        for entry in std::fs::read_dir(root.join("src").join(house)).unwrap() {
+            let file = entry.unwrap().file_name().into_string().unwrap();
+            let name = format!("src/{house}/{file}");
+            let is_named = named.iter().any(|(named, _)| *named == name);
+            assert!(is_named || file == "mod.rs", "the map lacks {name}");
+        }
+    }
+}
+
+#[test]
+fn a_version_that_is_none_is_answered_as_the_readme_says() {
+    let server = start();
+    assert!(README.contains("| another version that is none of HTTP/0.9, 1.0 and 1.1 | an empty 400"));
+    for version in ["HTTP/1.2", "HTTP/2", "HTTP/4.0", "http/1.1", ""] {
+        let request = format!("GET /healthz {version}\r\nHost: localhost\r\n\r\n");
+        let answer = exchange(server.address(), request.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{version}: {answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{version}: {answer}");
+    }
+}
+
 #[test]
 #[ignore = "needs curl: tests/all installs it"]
 fn the_commands_of_the_readme_do_what_it_shows() {
