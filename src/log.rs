@@ -1,6 +1,6 @@
 //! The log: one line to stderr for each connect, disconnect and fault.
 //!
-//! Anybody may call it, the hub thread too: a line is handed over and written elsewhere, so a terminal that stands
+//! Anybody may call it, the fan-out thread too: a line is handed over and written elsewhere, so a terminal that stands
 //! still stops nobody. What does not fit meanwhile is dropped and counted.
 
 use std::io::Write;

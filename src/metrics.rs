@@ -64,7 +64,7 @@ impl Metrics {
             ("one_off_events", "One-off events accepted", &self.one_off_events),
             ("streams", "Event streams opened", &self.streams),
             ("deliveries", "Events written to live clients", &self.deliveries),
-            ("passes", "Passes of the hub over its clients", &self.passes),
+            ("passes", "Passes of the fan-out thread over its clients", &self.passes),
             ("behind", "Writes that did not complete; the client was caught up", &self.behind),
             ("lagged", "Clients that history could not catch up; they got the document", &self.lagged),
             ("gone", "Clients removed because a write failed or made no progress", &self.gone),

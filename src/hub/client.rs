@@ -3,7 +3,7 @@
 //! A client is *live* while the fan-out thread writes to it, or *catching up* while somebody brings it to the end of
 //! history: the thread that took its request when it is new, the catch-up thread when a write did not complete.
 //! Both do the same thing, so joining is not a special case of anything. The one rule: whatever changes a client's
-//! place holds the client's lock from before it looks at history until after; so whoever comes next, the hub thread
+//! place holds the client's lock from before it looks at history until after; so whoever comes next, the fan-out thread
 //! or the one that catches up, finds a place that is exact, and nothing is left out or sent twice.
 
 use std::collections::VecDeque;
