@@ -190,18 +190,21 @@ mod tests {
 
     #[test]
     fn a_memory_limit_counts_with_what_is_left_of_it() {
+        type Files<'a> = &'a [(&'a str, &'a str)];
         let root = std::env::temp_dir().join(format!("statecast-groups-{}", std::process::id()));
-        let left = |name: &str, files: &[(&str, &str)]| {
+        let left = |name: &str, files: Files| {
             let group = root.join(name);
             fs::create_dir_all(&group).unwrap();
-            files.iter().for_each(|(file, text)| fs::write(group.join(file), text).unwrap());
+            for (file, text) in files {
+                fs::write(group.join(file), text).unwrap();
+            }
             memory_left_in(&group)
         };
         let stat_2 = "anon 5\ninactive_anon 6\ninactive_file 300\nactive_file 7\n";
         let stat_1 = "inactive_file 50\ntotal_inactive_anon 6\ntotal_inactive_file 300\n";
         let (max, current, stat) = ("memory.max", "memory.current", "memory.stat");
         let (limit, usage) = ("memory.limit_in_bytes", "memory.usage_in_bytes");
-        let table: [(&str, &[(&str, &str)], Option<usize>); 11] = [
+        let table: [(&str, Files, Option<usize>); 11] = [
             ("no group", &[], None),
             ("no limit", &[(max, "max\n"), ("memory.high", "max\n"), (current, "900\n")], None),
             ("no usage", &[(max, "1000\n")], Some(1_000)),
