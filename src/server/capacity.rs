@@ -189,13 +189,11 @@ mod tests {
         assert_eq!(text.to_string(), "3 at most (descriptors carry 9, memory 70); 64 requests at once");
     }
 
-    /// A group in words, its files, and what is left of it.
-    type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<usize>);
-
     #[test]
     fn a_memory_limit_counts_with_what_is_left_of_it() {
+        type Files<'a> = &'a [(&'a str, &'a str)];
         let root = std::env::temp_dir().join(format!("statecast-groups-{}", std::process::id()));
-        let left = |name: &str, files: &[(&str, &str)]| {
+        let left = |name: &str, files: Files| {
             let group = root.join(name);
             fs::create_dir_all(&group).unwrap();
             for (file, text) in files {
@@ -207,7 +205,7 @@ mod tests {
         let stat_1 = "inactive_file 50\ntotal_inactive_anon 6\ntotal_inactive_file 300\n";
         let (max, current, stat) = ("memory.max", "memory.current", "memory.stat");
         let (limit, usage) = ("memory.limit_in_bytes", "memory.usage_in_bytes");
-        let table: [Row; 11] = [
+        let table: [(&str, Files, Option<usize>); 11] = [
             ("no group", &[], None),
             ("no limit", &[(max, "max\n"), ("memory.high", "max\n"), (current, "900\n")], None),
             ("no usage", &[(max, "1000\n")], Some(1_000)),
