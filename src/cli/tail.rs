@@ -20,7 +20,7 @@ use crate::sse::parser::Event;
 /// Why the server refused, or output failed.
 pub fn tail(client: &Client) -> io::Result<()> {
     let url = client.target.events();
-    let mut source = EventSource::with(&url, client.event_source_init())?;
+    let mut source = EventSource::with(&url, client.init.clone())?;
     let handle = source.handle();
     close_with_stdout(handle.clone())?;
     let mut shown = Shown { client, out: io::stdout().lock(), follower: Follower::default(), told: None };

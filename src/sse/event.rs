@@ -75,13 +75,12 @@ impl FromStr for EventId {
     type Err = MalformedId;
 
     fn from_str(text: &str) -> Result<EventId, MalformedId> {
-        let (ms, sequence) = text.split_once('-').ok_or(MalformedId)?;
-        let id = EventId {
-            ms: ms.parse().map_err(|_| MalformedId)?,
-            sequence: sequence.parse().map_err(|_| MalformedId)?,
+        let parse = || {
+            let (ms, sequence) = text.split_once('-')?;
+            Some(EventId { ms: ms.parse().ok()?, sequence: sequence.parse().ok()? })
         };
         // `+1-00` parses as numbers, but was never issued.
-        if id.to_string() == text { Ok(id) } else { Err(MalformedId) }
+        parse().filter(|id| id.to_string() == text).ok_or(MalformedId)
     }
 }
 
@@ -166,14 +165,8 @@ pub fn write_event(out: &mut Vec<u8>, id: Option<EventId>, name: &EventName, dat
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(name.0.as_bytes());
     out.push(b'\n');
-    let mut rest = Some(data);
-    while let Some(text) = rest {
-        let (line, after) = match text.find(['\r', '\n']) {
-            Some(end) if text[end..].starts_with("\r\n") => (&text[..end], Some(&text[end + 2..])),
-            Some(end) => (&text[..end], Some(&text[end + 1..])),
-            None => (text, None),
-        };
-        rest = after;
+    let data = if data.contains('\r') { data.replace("\r\n", "\n").into() } else { Cow::Borrowed(data) };
+    for line in data.split(['\n', '\r']) {
         // The space is for people, and makes a first space in the data survive.
         out.extend_from_slice(if line.is_empty() { b"data:" } else { b"data: " });
         out.extend_from_slice(line.as_bytes());

@@ -92,6 +92,12 @@ impl Parser {
         }
     }
 
+    /// Begins a new stream that goes on after an event. The reconnection time stays.
+    pub(crate) fn restart(&mut self, last_event_id: String) {
+        let reconnection_time_ms = self.reconnection_time_ms;
+        *self = Parser { reconnection_time_ms, ..Parser::resume(last_event_id, self.max_event_bytes) };
+    }
+
     /// Takes bytes from the front, up to the end of the next event. `None`: all were taken, and more are needed. An
     /// event is complete with its empty line; what a stream ends without is no event.
     ///
