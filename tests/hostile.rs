@@ -706,10 +706,16 @@ fn out_of_threads_open_streams_go_on_and_new_ones_are_served_when_some_have_left
     let address = server.address;
     let mut witness = Witness::new(address);
     witness.goes_on();
-    // Each connection that says nothing has a thread of tiny_http, as long as there are any.
-    let silent: Vec<TcpStream> = (0..60).map(|_| connect(address)).collect();
+    // Each connection that has begun a head has a thread of tiny_http, as long as there are any.
+    let begun: Vec<TcpStream> = (0..60)
+        .map(|_| {
+            let mut connection = connect(address);
+            connection.write_all(b"G").unwrap();
+            connection
+        })
+        .collect();
     wait_until(|| server.count_in("task"), |threads| *threads >= 35);
-    drop(silent);
+    drop(begun);
     wait_until(
         || {
             let agent: ureq::Agent =
