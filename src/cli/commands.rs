@@ -16,7 +16,7 @@ use crate::sse::event::{EventName, Topic};
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Command {
-    /// Serve, so configured.
+    /// Serve with this configuration.
     Serve(Box<Config>),
     /// Show a stream.
     Tail(Client),
@@ -24,7 +24,7 @@ pub enum Command {
     Set(Client),
     /// Publish one-off events.
     Send(Client),
-    /// Print this and exit.
+    /// Print a text and exit.
     Print(String),
 }
 
@@ -53,11 +53,12 @@ impl fmt::Debug for Client {
     }
 }
 
-/// A server, and a topic of it. `None` for the whole document.
+/// A server, and a topic of it.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Target {
     base: String,
-    topic: Option<Topic>,
+    /// The topic behind a slash. Empty for the whole document.
+    topic: String,
 }
 
 /// The options of all clients. Those without the headers are variables of the environment, too.
@@ -122,7 +123,7 @@ struct ClientCommand {
 const CLIENT_COMMANDS: [ClientCommand; 3] = [
     ClientCommand {
         name: "tail",
-        help: r"Shows the events of a stream, a line of JSON for each; goes on through restarts until it is stopped.
+        help: r"Shows the events of a stream, each as a line of JSON. It goes on through restarts until it is stopped.
 
 Usage: statecast tail [OPTIONS] URL[/TOPIC]
 
@@ -143,8 +144,8 @@ Usage: statecast set [OPTIONS] URL[/TOPIC] JSON|-
   statecast set localhost:8080/kitchen '{"temp":21.5}'
   some-sensor | statecast set localhost:8080/kitchen -       each line of it
 
-With - a line is sent when the one before has been answered, and again until it is: in order, at least once, whatever
-happens to the server meanwhile. A line that the server refuses (400, 413) is named on standard error and left out.
+With - each line is sent again until it is answered, and then the next one: in order, at least once, also while the server
+restarts. A line that the server refuses (400, 413) is named on standard error and left out.
 "#,
         options: &[],
         takes_data: true,
@@ -159,7 +160,7 @@ Usage: statecast send [OPTIONS] URL[/TOPIC] DATA|-
   statecast send localhost:8080/kitchen --event alert 'the kettle boils'
   tail -f some.log | statecast send localhost:8080/log -     an event for each line
 
-With - lines are sent as statecast set does it; so after a failure an event may come twice.
+With - lines are sent as by statecast set, so an event may come twice after a failure.
 ",
         options: SEND,
         takes_data: true,
@@ -169,11 +170,11 @@ With - lines are sent as statecast set does it; so after a failure an event may 
 
 /// The end of each client's help.
 const CLIENT_NOTES: &str = "
-URL is HOST[:PORT], with http:// and a path if need be. What is behind its last slash is the TOPIC; without one it is the
+URL is HOST[:PORT], with http:// and a path if need be. The TOPIC is behind its last slash; without it the URL means the
 whole document. Data that begins with a dash goes behind --. Exit code: 0 done, 1 failed or refused, 2 wrong usage.
 
 Without --proxy the environment counts as for curl: http_proxy for http://, https_proxy for https://, all_proxy for both,
-no_proxy for what needs none; all but http_proxy in capitals, too. This machine (localhost, 127.0.0.1) needs none, either.
+and no_proxy for hosts that need none; all but http_proxy in capitals, too. This machine (localhost) needs none.
 ";
 
 /// The end of each list of options.
@@ -183,7 +184,7 @@ impl Command {
     /// Reads the arguments behind the program's name, and the environment for what they do not set.
     ///
     /// # Errors
-    /// One line that says which argument is wrong, and what would be right.
+    /// One line that names the wrong argument, and says what would be right.
     pub fn parse(
         arguments: impl IntoIterator<Item = OsString>,
         variable: impl Fn(&str) -> Option<OsString>,
@@ -219,7 +220,7 @@ impl ClientCommand {
     ) -> Result<Command, String> {
         let init = EventSourceInit { tries_again: may_pass, ..EventSourceInit::default() };
         let mut client = Client { init, ..Client::default() };
-        // The file first: a token itself wins, as the flag that comes last does.
+        // In reverse: the variable of the token wins over that of the file.
         for setting in ACCESS.iter().rev().filter(|setting| setting.name != "header") {
             setting.set_from(&mut client, &variable)?;
         }
@@ -266,30 +267,27 @@ impl Target {
             return Err(format!("{}: a URL without query, fragment or password", shown(text)));
         }
         let (folder, last) = uri.path().rsplit_once('/').expect("a path begins with a slash");
-        // An address as curl has it, /state/kitchen or /events, names the same.
+        // The URLs of the server itself, /state/kitchen or /events, mean the same.
         let base = folder.strip_suffix("/state").or_else(|| folder.strip_suffix("/events"));
-        let topic = match last {
-            "" => None,
-            "state" | "events" if base.is_none() => None,
-            topic => Some(Topic::parse(topic).map_err(|rule| format!("{text:?}: {rule}"))?),
+        let is_whole = last.is_empty() || (base.is_none() && matches!(last, "state" | "events"));
+        let topic = if is_whole {
+            String::new()
+        } else {
+            let topic = Topic::parse(last).map_err(|rule| format!("{text:?}: {rule}"))?;
+            format!("/{}", topic.as_str())
         };
         let server = url.strip_suffix(uri.path()).unwrap_or(&url);
         Ok(Target { base: format!("{server}{}", base.unwrap_or(folder)), topic })
     }
 
-    /// The address of its stream.
+    /// The URL of its stream.
     pub(crate) fn events(&self) -> String {
-        self.route("events")
+        format!("{}/events{}", self.base, self.topic)
     }
 
-    /// The address of its document.
+    /// The URL of its document.
     pub(crate) fn state(&self) -> String {
-        self.route("state")
-    }
-
-    fn route(&self, route: &str) -> String {
-        let topic = self.topic.as_ref().map(|topic| format!("/{}", topic.as_str())).unwrap_or_default();
-        format!("{}/{route}{topic}", self.base)
+        format!("{}/state{}", self.base, self.topic)
     }
 }
 

@@ -26,12 +26,8 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .sets(Size(|config| &mut config.history_bytes)),
     option("max-clients", "10000", "clients at once; fewer if descriptors or memory do not suffice")
         .reads("COUNT", |config, text| count_from_1(text).map(|count| config.max_clients = count)),
-    option(
-        "max-clients-per-address",
-        "100",
-        "clients of one address, but for this machine's; 0 for no limit, behind a proxy",
-    )
-    .reads("COUNT", |config, text| count(text).map(|count| config.max_clients_per_address = count)),
+    option("max-clients-per-address", "100", "clients of one remote address; 0 for no limit, behind a proxy")
+        .reads("COUNT", |config, text| count(text).map(|count| config.max_clients_per_address = count)),
     option("max-body", "1M", "the largest request body").sets(Size(|config| &mut config.max_body_bytes)),
     option("max-document", "4M", "the largest document").sets(Size(|config| &mut config.max_document_bytes)),
     option("client-buffer", "64K", "a client's send buffer; the kernel takes about twice as much")

@@ -1,7 +1,7 @@
 //! `statecast set` and `statecast send`: data on its way to the server, over one kept-alive connection.
 //!
-//! The one rule: of standard input nothing is lost. A line is sent again until it has an answer, and the next one is not
-//! sent before.
+//! The one rule: no line of standard input is lost. A line is sent again until it has an answer, and the next line waits
+//! for that.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::thread;
@@ -10,34 +10,34 @@ use std::time::Duration;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use ureq::Agent;
-use ureq::http::Method;
-use ureq::http::header::LOCATION;
+use ureq::http::header::{CONTENT_TYPE, LOCATION};
+use ureq::http::{HeaderValue, Method};
 
 use crate::cli::commands::Client;
 use crate::client::http::{Endpoint, agent_config, header, may_pass, refusal_text, retry_after, wait_after};
 use crate::document::without_mark;
 
-/// A line with more is refused without asking the server: there is memory for it, but no use.
+/// The longest line that is sent. The server would refuse more.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
-/// For each read and write.
+/// The limit for each read and write.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Less than the server keeps an idle connection (75 s), and more than a minute.
+/// How long a connection is used again: more than a minute, and less than the 75 s that the server keeps it.
 const MAX_IDLE: Duration = Duration::from_secs(70);
 
-/// The first wait of a line whose second try has failed, too.
+/// The first wait, after the second try of a line has failed.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Merges into the document, and prints the id of each change but those of standard input. Blocks.
+/// Merges into the document, and prints the id of the change, but not the ids of lines. Blocks.
 ///
 /// # Errors
-/// Why it was refused, or could not be sent; with standard input, what the server will never take.
+/// Why the data were refused, or could not be sent. For lines, an answer that no other line would change.
 pub fn set(client: &Client) -> io::Result<()> {
     publish(client, &Publisher::new(client, client.target.state(), "application/merge-patch+json", true)?)
 }
 
-/// Publishes one-off events, and prints their ids as `set` does. Blocks.
+/// Publishes one-off events, and prints the id as `set` does. Blocks.
 ///
 /// # Errors
 /// As for `set`.
@@ -96,7 +96,8 @@ fn tell(text: &str) {
     writeln!(io::stderr(), "statecast: {text}").ok();
 }
 
-/// Reads a line without its end, or one that is too long as far as one byte beyond the limit. `false`: there is none.
+/// Reads a line without its end, and says whether there was one. Of a line that is too long it keeps one byte more than the
+/// limit.
 fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     if input.by_ref().take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', line)? == 0 {
@@ -114,8 +115,7 @@ struct Publisher {
     agent: Agent,
     endpoint: Endpoint,
     url: String,
-    content_type: &'static str,
-    /// A merge patch of the document, and not an event.
+    /// It sends merge patches of the document, and not events.
     is_change: bool,
 }
 
@@ -142,19 +142,20 @@ impl Publisher {
         is_change: bool,
     ) -> io::Result<Publisher> {
         let init = &client.init;
-        let endpoint = Endpoint::new(&url, init.token.as_ref(), &init.headers, init.proxy.as_deref())?;
+        let mut endpoint = Endpoint::new(&url, init.token.as_ref(), &init.headers, init.proxy.as_deref())?;
+        endpoint.headers.append(CONTENT_TYPE, HeaderValue::from_static(content_type));
         // No limit for resolving a name: ureq would start a thread for each request to keep it.
         let config = agent_config()
             .timeout_per_read(Some(PATIENCE))
             .timeout_per_write(Some(PATIENCE))
             .max_idle_age(MAX_IDLE);
-        Ok(Publisher { agent: config.build().into(), endpoint, url, content_type, is_change })
+        Ok(Publisher { agent: config.build().into(), endpoint, url, is_change })
     }
 
     /// Sends data once, and returns the id of the change or event.
     fn try_once(&self, data: &[u8]) -> Result<String, Failure> {
         let method = if self.is_change { Method::PATCH } else { Method::POST };
-        let answer = self.endpoint.send(&self.agent, method, self.content_type, data);
+        let answer = self.endpoint.ask(&self.agent, method, data);
         let mut answer = answer.map_err(|text| Failure { text, cause: Cause::Moment(None) })?;
         let status = answer.status().as_u16();
         if status == 200 {

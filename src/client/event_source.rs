@@ -10,8 +10,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use ureq::http::StatusCode;
-use ureq::http::header::CONTENT_TYPE;
+use ureq::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use ureq::http::{HeaderValue, StatusCode};
 use ureq::{Agent, BodyReader};
 
 use crate::client::http::{
@@ -34,30 +34,30 @@ const REFUSAL: Duration = Duration::from_secs(5);
 /// The time beyond two heartbeats that a slow network may take.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// How to listen: what a browser's `EventSourceInit` would be, could it do as much.
+/// How to listen. A browser's `EventSourceInit` has less.
 #[derive(Clone)]
 pub struct EventSourceInit {
-    /// Sent as `Authorization: Bearer`; not to another host that the server redirects to. Default: none.
+    /// The token, sent as `Authorization: Bearer`, but not to another host after a redirect. Default: none.
     pub token: Option<Token>,
-    /// Further headers of each request, to whatever host. Default: none.
+    /// Further headers of each request, to any host. Default: none.
     pub headers: Vec<(String, String)>,
-    /// Asked through this proxy, `http://[USER:PASSWORD@]HOST[:PORT]`; empty: through none. Default: as curl, `http_proxy` or
-    /// `https_proxy`, else `all_proxy`, but for what `no_proxy` lists, and for this machine.
+    /// The proxy, `http://[USER:PASSWORD@]HOST[:PORT]`. Empty for none. Default: as curl, `http_proxy` or `https_proxy`,
+    /// else `all_proxy`. Hosts in `no_proxy` and this machine need none.
     pub proxy: Option<String>,
-    /// Where to begin, as from an earlier [`EventSource::last_event_id`]. Default: empty, the present.
+    /// The event to begin after, from an earlier [`EventSource::last_event_id`]. Default: empty, which is the present.
     pub last_event_id: String,
-    /// How long to wait before a new connection until the stream's `retry:` says so. Default: 2 to 4 s, at random.
+    /// The wait before a new connection, until the stream has a `retry:`. Default: 2 to 4 s, at random.
     pub reconnection_time: Duration,
-    /// Which answers other than a stream are tried again, by their status; a wrong content type is asked about as 200.
-    /// One with `Retry-After` always is, and 204 never. Default: none, as the standard says.
+    /// Says of the status of an answer that is no stream whether to try again. A stream of a wrong content type has 200.
+    /// An answer with `Retry-After` is always tried again, and 204 never. Default: none is, as the standard says.
     ///
-    /// `|_| true` goes on whatever comes; `|status| matches!(status, 408 | 425 | 429 | 500..=599)`, which the commands have,
-    /// where an answer speaks of the moment and not of the request.
+    /// `|_| true` never gives up. `|status| matches!(status, 408 | 425 | 429 | 500..=599)`, which the commands have, tries
+    /// again where the server is busy or away.
     pub tries_again: fn(u16) -> bool,
-    /// Without a byte for so long (a day at most) a connection is given up. Default: what the `heartbeat_ms` of `hello` makes of it, two
-    /// heartbeats and 2 s; for ever with a server that says no `hello`.
+    /// The longest time without a byte, a day at most. Then the connection is given up. Default: two heartbeats and 2 s,
+    /// by the `heartbeat_ms` of `hello`. A server without `hello` may be silent for ever.
     pub silence: Option<Duration>,
-    /// What an event may have in bytes; one with more ends the connection. Default: [`MAX_EVENT_BYTES`].
+    /// The largest event in bytes. A larger one ends the connection. Default: [`MAX_EVENT_BYTES`].
     pub max_event_bytes: usize,
 }
 
@@ -88,24 +88,24 @@ pub enum ReadyState {
     Closed,
 }
 
-/// Why a connection ended or did not come about. What it displays is for people.
+/// Why a connection ended or could not be made. Its text is for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
     /// The server ended the stream.
     Ended,
-    /// No connection, none any longer, or no HTTP on it: what the system said.
+    /// The connection failed or broke, or it was not HTTP. The text is the system's.
     Cut(String),
-    /// Nothing came for so long.
+    /// No byte came for this time.
     Silent(Duration),
-    /// An answer that is no stream: its status, and what it says.
+    /// The answer was no stream.
     Refused {
-        /// Any but 200 and 204.
+        /// The status, but 200 and 204.
         status: u16,
-        /// The `error` of a JSON body, the beginning of a plain one; may be empty.
+        /// The `error` of a JSON body, or the beginning of a plain one. May be empty.
         text: String,
     },
-    /// The answer was 200, but not of `text/event-stream`: its content type.
+    /// The answer was 200, but not `text/event-stream`. The text is its content type.
     NoStream(String),
     /// 204: the server asks its clients not to come back.
     NoContent,
@@ -174,7 +174,7 @@ pub struct EventSource {
     watch: Option<JoinHandle<()>>,
 }
 
-/// Says how an [`EventSource`] is, and closes it, from any thread.
+/// A handle that tells the state of an [`EventSource`] and closes it, from any thread.
 ///
 /// ```
 /// # use statecast::{Config, EventSource, ReadyState, Reason, Server};
@@ -232,10 +232,12 @@ impl EventSource {
     /// A source that listens as `init` says. Does not connect yet.
     ///
     /// # Errors
-    /// What is not a URL of HTTP (one with a user or a port that is none, too), not a header or not a proxy, with the text in
-    /// question unless it may be secret; `https://` without the feature `tls`; and the system's, if there can be no thread.
+    /// The URL, a header or the proxy is wrong. The error shows it, but no part that may be a secret. A URL of HTTP has no user
+    /// in it, and `https://` needs the feature `tls`. Or the system starts no thread.
     pub fn with(url: &str, init: EventSourceInit) -> io::Result<EventSource> {
-        let endpoint = Endpoint::new(url, init.token.as_ref(), &init.headers, init.proxy.as_deref())?;
+        let mut endpoint = Endpoint::new(url, init.token.as_ref(), &init.headers, init.proxy.as_deref())?;
+        endpoint.headers.append(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        endpoint.headers.append(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         let monitor = Arc::<Monitor>::default();
         let watched = Arc::clone(&monitor);
         let watch = thread::Builder::new().name("event-source".into()).spawn(move || watched.watch())?;
@@ -310,8 +312,15 @@ impl EventSource {
         let usual = Some(self.reconnection_time());
         let agent: Agent = agent_config().timeout_resolve(Some(CONNECT)).build().into();
         self.monitor.use_agent(&agent);
-        let ask = || self.endpoint.listen(&agent, self.parser.last_event_id()).map_err(Reason::Cut);
-        let mut answer = self.monitor.within(Some(ANSWER), ask).map_err(|reason| (reason, usual))?;
+        let mut endpoint = self.endpoint.clone();
+        // An id that no header can carry is not sent.
+        if let Ok(id) = HeaderValue::from_bytes(self.last_event_id().as_bytes())
+            && !id.is_empty()
+        {
+            endpoint.headers.insert("Last-Event-ID", id);
+        }
+        let answer = self.monitor.within(Some(ANSWER), || endpoint.get(&agent).map_err(Reason::Cut));
+        let mut answer = answer.map_err(|reason| (reason, usual))?;
         let status = answer.status();
         let content_type = header(&answer, CONTENT_TYPE).unwrap_or_default().to_owned();
         let essence = content_type.split(';').next().unwrap_or_default().trim();
@@ -381,8 +390,8 @@ impl EventSourceHandle {
         self.0.lock().ready_state
     }
 
-    /// Why the last connection ended or did not come about; `None` while the first one lasts. Of a closed source: why
-    /// it is.
+    /// Why the last connection ended or could not be made, or why the source is closed. `None` while the first connection
+    /// lasts.
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {
         self.0.lock().reason.clone()
@@ -428,20 +437,12 @@ impl Monitor {
         true
     }
 
-    fn wait<'a>(&self, status: MutexGuard<'a, Status>, time: Duration) -> MutexGuard<'a, Status> {
-        self.changed.wait_timeout(status, time).unwrap_or_else(PoisonError::into_inner).0
-    }
-
     /// Waits for a time to come, and says whether it came before the source was closed.
     fn wait_until(&self, time: Instant) -> bool {
-        let mut status = self.lock();
-        loop {
-            let left = time.saturating_duration_since(Instant::now());
-            if status.ready_state == ReadyState::Closed || left.is_zero() {
-                return status.ready_state != ReadyState::Closed;
-            }
-            status = self.wait(status, left);
-        }
+        let left = time.saturating_duration_since(Instant::now());
+        let goes_on = |status: &mut Status| status.ready_state != ReadyState::Closed;
+        let waited = self.changed.wait_timeout_while(self.lock(), left, goes_on);
+        waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// Reads on to the next event.
@@ -505,7 +506,7 @@ impl Monitor {
             }
             status.next_look = status.deadline;
             let pause = status.deadline.map_or(A_DAY, |deadline| deadline - now);
-            status = self.wait(status, pause);
+            status = self.changed.wait_timeout(status, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

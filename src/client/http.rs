@@ -8,9 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use ureq::config::ConfigBuilder;
-use ureq::http::header::{
-    ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, DATE, LOCATION, RETRY_AFTER,
-};
+use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, DATE, LOCATION, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use ureq::typestate::AgentScope;
 use ureq::{Agent, AsSendBody, Body};
@@ -41,9 +39,10 @@ const EXTRA_WAIT_MS: (u64, u64) = (500, 30_000);
 const USER_AGENT: &str = concat!("statecast/", env!("CARGO_PKG_VERSION"));
 
 /// A URL, and what each request to it has.
+#[derive(Clone)]
 pub(crate) struct Endpoint {
     url: Uri,
-    headers: HeaderMap,
+    pub headers: HeaderMap,
     proxy: Option<String>,
 }
 
@@ -66,63 +65,38 @@ impl Endpoint {
         Ok(Endpoint { url, headers, proxy: proxy.map(str::to_owned) })
     }
 
-    /// Asks for the events after the one with this id. Blocks until the head of the answer is there.
+    /// Gets what is there, or where redirects lead. Blocks until the head of the answer is there.
     ///
-    /// It follows redirects itself: ureq would not judge their URLs, and would keep to one proxy.
-    pub fn listen(&self, agent: &Agent, last_event_id: &str) -> Result<Response<Body>, String> {
-        let mut url = self.url.clone();
-        let mut headers = self.headers.clone();
-        headers.append(ACCEPT, HeaderValue::from_static("text/event-stream"));
-        headers.append(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        // An id that no header can carry is not sent.
-        if !last_event_id.is_empty()
-            && let Ok(id) = HeaderValue::from_bytes(last_event_id.as_bytes())
-        {
-            headers.insert("Last-Event-ID", id);
-        }
+    /// ureq does not follow redirects itself: it would not judge their URLs, and would keep to one proxy.
+    pub fn get(mut self, agent: &Agent) -> Result<Response<Body>, String> {
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.ask(agent, Method::GET, &url, headers.clone(), ())?;
+            let answer = self.ask(agent, Method::GET, ())?;
             let Some(location) = location(&answer) else {
                 return Ok(answer);
             };
-            let next = redirected(&url, location).map_err(|error| format!("a redirect: {error}"))?;
-            if !is_as_trusted(&next, &url) {
-                headers.remove(AUTHORIZATION);
-                headers.remove(COOKIE);
+            let next = redirected(&self.url, location).map_err(|error| format!("a redirect: {error}"))?;
+            if !is_as_trusted(&next, &self.url) {
+                self.headers.remove(AUTHORIZATION);
+                self.headers.remove(COOKIE);
             }
-            url = next;
+            self.url = next;
         }
         Err(format!("more than {MAX_REDIRECTS} redirects"))
     }
 
-    /// Sends data. Blocks until the head of the answer is there.
-    #[cfg(feature = "cli")]
-    pub fn send(
+    /// Asks once. Blocks until the head of the answer is there. An error names the proxy, if there is one, because nothing
+    /// beyond it can be seen.
+    pub fn ask(
         &self,
         agent: &Agent,
         method: Method,
-        content_type: &'static str,
-        data: &[u8],
-    ) -> Result<Response<Body>, String> {
-        let mut headers = self.headers.clone();
-        headers.append(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        self.ask(agent, method, &self.url, headers, data)
-    }
-
-    /// Asks once. An error says whether it was with a proxy, because nothing beyond that can be seen.
-    fn ask(
-        &self,
-        agent: &Agent,
-        method: Method,
-        url: &Uri,
-        headers: HeaderMap,
         body: impl AsSendBody,
     ) -> Result<Response<Body>, String> {
-        let proxy = proxy_for(url, self.proxy.as_deref())?;
+        let proxy = proxy_for(&self.url, self.proxy.as_deref())?;
         let mut request = Request::new(body);
         *request.method_mut() = method;
-        *request.uri_mut() = url.clone();
-        *request.headers_mut() = headers;
+        *request.uri_mut() = self.url.clone();
+        *request.headers_mut() = self.headers.clone();
         let request = agent.configure_request(request).proxy(proxy.clone()).build();
         agent.run(request).map_err(|error| match (error.into_io(), proxy) {
             (error, Some(proxy)) => format!("the proxy {}:{}: {error}", proxy.host(), proxy.port()),

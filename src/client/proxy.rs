@@ -39,18 +39,16 @@ pub(crate) fn proxy_in(
     };
     let is_https = uri.scheme_str() == Some("https");
     let of_scheme: &[_] = if is_https { &["https_proxy", "HTTPS_PROXY"] } else { &["http_proxy"] };
-    let Some(proxy) = first(of_scheme).or_else(|| first(&["all_proxy", "ALL_PROXY"])) else {
+    let Some((name, proxy)) = first(&[of_scheme, &["all_proxy", "ALL_PROXY"]].concat()) else {
         return Ok(None);
     };
-    let text =
-        |(name, value): (&str, OsString)| value.into_string().map_err(|_| format!("{name}: must be UTF-8"));
+    let text = |name, value: OsString| value.into_string().map_err(|_| format!("{name}: must be UTF-8"));
+    let exempt = first(&["no_proxy", "NO_PROXY"]).map(|(name, value)| text(name, value)).transpose()?;
     let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
-    let exempt = first(&["no_proxy", "NO_PROXY"]).map(text).transpose()?.unwrap_or_default();
-    if exempt.split([',', ' ', '\t']).any(|entry| matches(entry, &host, port)) {
+    if exempt.is_some_and(|list| list.split([',', ' ', '\t']).any(|entry| matches(entry, &host, port))) {
         return Ok(None);
     }
-    let name = proxy.0;
-    read(&text(proxy)?).map(Some).map_err(|right| format!("{name}: must be {right}"))
+    read(&text(name, proxy)?).map(Some).map_err(|right| format!("{name}: must be {right}"))
 }
 
 /// A proxy that ureq can speak with. An error says what would be right.
@@ -74,8 +72,8 @@ fn is_this_machine(host: &str) -> bool {
     is_loopback || host == "localhost" || host.ends_with(".localhost")
 }
 
-/// Whether an entry of `NO_PROXY` names the host: `example.org` with all names below it, also as `.example.org` or
-/// `*.example.org`; an address; a net, `10.0.0.0/8`; each with `:PORT` for that port alone; or `*`.
+/// Whether an entry of `no_proxy` names the host. `example.org`, `.example.org` and `*.example.org` are this name and all names
+/// below it. An entry may also be an address, or a net: `10.0.0.0/8`. Behind `:` is the only port. `*` names all hosts.
 fn matches(entry: &str, host: &str, port: u16) -> bool {
     if entry == "*" {
         return true;

@@ -1,7 +1,7 @@
 //! A live copy of the document: `init` replaces it, every `update` is merged into it.
 //!
-//! `tail` prints what a [`Follower`] has; a [`Replica`] keeps one current in a thread of its own. The one rule: a copy
-//! is never silently wrong. An event that cannot follow what is there makes the source start over.
+//! `tail` prints the document of a [`Follower`]. A [`Replica`] keeps a follower current in a thread of its own. The one rule:
+//! a copy is never silently wrong. An event that does not fit the document makes the source start over.
 
 use std::fmt;
 use std::io;
@@ -33,7 +33,7 @@ use crate::sse::parser::Event;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// It goes on until it is dropped, or the source has closed.
+/// It follows the source until it is dropped, or the source has closed.
 pub struct Replica {
     copy: Arc<LiveCopy>,
     source: EventSourceHandle,
@@ -53,7 +53,7 @@ struct LiveCopy {
 pub struct NotSo {
     /// The document at last. `None` if none has come.
     pub document: Option<Arc<Value>>,
-    /// Why the source last had to connect anew, or has closed.
+    /// Why the source last connected anew, or has closed.
     pub reason: Option<Reason>,
     /// The source has closed, so that there was no use in waiting longer.
     pub has_ended: bool,
@@ -82,10 +82,10 @@ impl From<NotSo> for io::Error {
 }
 
 impl Replica {
-    /// Keeps a copy of what a source tells: the stream of a server's document or of a topic, from its present on.
+    /// Keeps a copy of the document or topic that a source streams, from the present on.
     ///
     /// # Errors
-    /// The system's, if there can be no thread.
+    /// The system starts no thread.
     pub fn follow(mut source: EventSource) -> io::Result<Replica> {
         let copy = Arc::<LiveCopy>::default();
         let handle = source.handle();
@@ -124,8 +124,8 @@ impl Replica {
         &self.source
     }
 
-    /// Waits for a document of which the predicate is true, now or within the time, and returns it. The predicate sees
-    /// the present document and then, as fast as it looks at them, later ones; not necessarily each.
+    /// Waits until the predicate is true of the document, and returns that document. The predicate sees the present
+    /// document, and then later ones. It may miss some, if they come faster than it looks.
     ///
     /// # Errors
     /// The document was not so in time, or the source has closed.

@@ -1,7 +1,7 @@
 //! Events as bytes: names, ids, and the `text/event-stream` encoding (WHATWG HTML, section 9.2).
 //!
-//! The one rule: nothing that could break a line of the stream can get into a name or an id, because their types
-//! cannot be built with it. Data can be any text; its line ends become lines of the field.
+//! The one rule: no name and no id can break a line of the stream, because their types cannot be built so. Data can be any
+//! text. Each of its lines becomes a line of the field.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,9 +12,8 @@ use crate::clock::random_between;
 
 /// The id of an event, `<unix ms>-<sequence>`: the wire's `id:` field and the browser's `lastEventId`.
 ///
-/// Ids of one server rise strictly, whatever its clock does. The form is that of a Redis Streams id. In each millisecond
-/// the sequence begins with a random number of the server's own: servers that ran at the same time by their clocks have
-/// different ids.
+/// The ids of one server rise strictly, whatever its clock does. They look like ids of Redis Streams. In each millisecond the
+/// sequence begins with a random number of the server's own, so that servers with the same time have different ids.
 ///
 /// ```
 /// let id: statecast::EventId = "1763797512345-482913".parse().unwrap();
@@ -28,12 +27,12 @@ pub struct EventId {
 }
 
 impl EventId {
-    /// A random number for `first` and `next`, one for each server. A board without a clock boots at the same time each
-    /// time, and clients come back with the ids of an earlier boot.
+    /// A random number for `first` and `next`, one for each server. A board without a clock boots at the same time again and
+    /// again, and its clients come back with ids of an earlier boot.
     ///
-    /// It has 32 bits, because where the clock stands still or was set back all events of a server share one millisecond,
-    /// and history holds some 30,000 of them. With 20 bits one in 35 of those clients would name one of them by chance,
-    /// with 32 bits one in 140,000. More bits would make every id longer.
+    /// It has 32 bits. While a clock stands still, all events of a server share one millisecond, and history holds some 30,000.
+    /// With 20 bits one in 35 old ids would be the id of another event by chance, with 32 bits one in 140,000. More bits
+    /// would make every id longer.
     pub(crate) fn random_part() -> u32 {
         random_between(0, u64::from(u32::MAX)) as u32
     }
@@ -84,7 +83,7 @@ impl FromStr for EventId {
     }
 }
 
-/// What a topic and an event may be called.
+/// The rule for the names of topics and events.
 const NAME_RULE: &str = "1 to 64 of A-Z a-z 0-9 . _ - and not . or ..";
 
 fn is_name(text: &str) -> bool {
@@ -108,7 +107,7 @@ impl Topic {
     /// The topic of that name.
     ///
     /// # Errors
-    /// The text for the publisher, where it is no name.
+    /// The text is no name. The error is for the publisher.
     pub fn parse(text: &str) -> Result<Topic, String> {
         if is_name(text) { Ok(Topic(text.into())) } else { Err(format!("a topic is {NAME_RULE}")) }
     }
@@ -133,16 +132,16 @@ impl EventName {
     pub(crate) const UPDATE: EventName = EventName(Cow::Borrowed("update"));
     /// Says that the connection lives.
     pub(crate) const HEARTBEAT: EventName = EventName(Cow::Borrowed("heartbeat"));
-    /// What an event is called that was published without a name.
+    /// The name of an event that was published without a name.
     pub const MESSAGE: EventName = EventName(Cow::Borrowed("message"));
 
-    /// The server's own, and the two that an `EventSource` dispatches without a stream.
+    /// The server's own names, and the two that an `EventSource` dispatches by itself.
     const RESERVED: [&str; 6] = ["hello", "init", "update", "heartbeat", "open", "error"];
 
     /// The name of an event that somebody publishes.
     ///
     /// # Errors
-    /// The text for the publisher, where it is no name or the server's own.
+    /// The text is no name, or a name of the server's own. The error is for the publisher.
     pub fn parse(text: &str) -> Result<EventName, String> {
         if Self::RESERVED.contains(&text) {
             let reserved = Self::RESERVED.join(", ");
