@@ -1,33 +1,36 @@
 //! The document: one JSON object, changed by merge patches (RFC 7396) and by nothing else.
 //!
 //! `hub` calls it under its lock. The one rule: a patch is judged whole before any of it is applied, so a refused
-//! write leaves the document as it was.
+//! write changes nothing.
 
 use std::collections::HashMap;
 use std::fmt;
 
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 use crate::sse::event::{EventId, Topic};
 
-/// A merge patch of the whole document: topics to what becomes of them.
+/// A merge patch of the whole document: for each topic its new value, a patch of its value, or null.
 pub(crate) type Patch = Map<String, Value>;
 
-/// Containers in containers, counted in the document itself.
+/// Levels of objects and arrays at most. The document itself is the first.
 const MAX_DEPTH: usize = 100;
 
-/// Top-level keys.
+/// Topics at most.
 const MAX_TOPICS: usize = 1_024;
 
-/// What an object or an array counts for beside its text: `{"a":1}` is 7 bytes of JSON and 640 in memory. So a document
-/// takes at most about 25 times its weight.
+/// What an object or an array weighs beside its text: `{"a":1}` is 7 bytes of JSON and 640 in memory. So a document takes
+/// at most about 25 times its weight.
 const CONTAINER_WEIGHT: usize = 40;
 
-/// Why a write was refused. The text is for the publisher: what was wrong, and what would be right.
+/// The weight of an empty object or array.
+const EMPTY_WEIGHT: usize = CONTAINER_WEIGHT + 2;
+
+/// Why a write was refused. The text tells the publisher what was wrong, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The body is not what the request needs it to be.
+    /// The body does not fit the request.
     Invalid(String),
     /// The document would exceed a limit.
     TooLarge(String),
@@ -101,7 +104,7 @@ pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
 
-/// A value as JSON. Not `to_string`: it takes a detour through `fmt`, with serializers of its own.
+/// A value as JSON. `Value::to_string` would add serializers of its own to the program, for the detour through `fmt`.
 pub(crate) fn to_json(value: &Value) -> String {
     serde_json::to_string(value).expect("a value becomes JSON")
 }
@@ -131,9 +134,10 @@ pub fn merge(target: &mut Value, patch: Value) {
     }
 }
 
-/// The smallest merge patch that turns `old` into `new`, where no object in `new` has a null member (nulls in
-/// arrays are fine). Nothing smaller exists: a member that stays is left out, one that goes must be named, and
-/// anything but an object in both must be sent whole.
+/// The smallest merge patch that turns `old` into `new`. No object in `new` may have a null member, except inside an array.
+///
+/// Members that stay are left out. Members that go are named, with null. A value that is not an object in both is sent
+/// whole.
 ///
 /// ```
 /// use serde_json::json;
@@ -142,17 +146,9 @@ pub fn merge(target: &mut Value, patch: Value) {
 /// ```
 #[must_use]
 pub fn diff(old: &Value, new: &Value) -> Value {
-    match (old, new) {
-        (Value::Object(old), Value::Object(new)) => Value::Object(diff_members(old, new)),
-        _ => new.clone(),
-    }
-}
-
-fn diff_members(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<String, Value> {
-    let mut patch = Map::new();
-    for key in old.keys().filter(|key| !new.contains_key(*key)) {
-        patch.insert(key.clone(), Value::Null);
-    }
+    let (Value::Object(old), Value::Object(new)) = (old, new) else { return new.clone() };
+    let gone = old.keys().filter(|key| !new.contains_key(*key));
+    let mut patch: Map<String, Value> = gone.map(|key| (key.clone(), Value::Null)).collect();
     for (key, value) in new {
         match old.get(key) {
             Some(was) if is_same(was, value) => None,
@@ -160,15 +156,14 @@ fn diff_members(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<Strin
             None => patch.insert(key.clone(), value.clone()),
         };
     }
-    patch
+    Value::Object(patch)
 }
 
-/// Whether two values are the same JSON, but for the order of members. `-0.0` equals `0.0`, and is not the same.
+/// Whether two values are the same JSON, in whatever order their members are. `-0.0` equals `0.0`, and is not the same.
 fn is_same(old: &Value, new: &Value) -> bool {
     match (old, new) {
         (Value::Number(old), Value::Number(new)) => {
-            let bits = |number: &Number| number.as_f64().map(f64::to_bits);
-            old == new && bits(old) == bits(new)
+            old == new && old.as_f64().map(f64::to_bits) == new.as_f64().map(f64::to_bits)
         }
         (Value::Array(old), Value::Array(new)) => {
             old.len() == new.len() && old.iter().zip(new).all(|(old, new)| is_same(old, new))
@@ -183,116 +178,107 @@ fn is_same(old: &Value, new: &Value) -> bool {
 
 /// The document and the id of each topic's last change.
 pub(crate) struct Document {
-    topics: Map<String, Value>,
-    /// Has the same keys as `topics`.
+    /// An object: topics and their values.
+    whole: Value,
+    /// The id of each topic's last change.
     changed: HashMap<String, EventId>,
     last_change: EventId,
-    /// `weight` of all of it, kept up to date, so that a small patch of a large document stays cheap.
+    /// The weight of `whole`, kept so that a small patch of a large document stays cheap.
     weight: usize,
     max_weight: usize,
 }
 
 impl Document {
-    /// An empty document as of `start` that may grow to about `max_bytes` of JSON.
+    /// An empty document, last changed at `start`, that may grow to about `max_bytes` of JSON.
     pub fn new(start: EventId, max_bytes: usize) -> Document {
         Document {
-            topics: Map::new(),
+            whole: Value::Object(Map::new()),
             changed: HashMap::new(),
             last_change: start,
-            weight: weight_of_members(&Map::new()),
+            weight: EMPTY_WEIGHT,
             max_weight: max_bytes,
         }
     }
 
-    /// The patch for `PATCH`: as it came, checked.
+    /// The patch for `PATCH`: the body, checked.
     pub fn patch(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
         self.checked(addressed(topic, body)?)
     }
 
-    /// The patch for `PUT`: the smallest one from the old value to the new.
+    /// The patch for `PUT`: the smallest one from the old value to the new. It names the topic that was put also when
+    /// nothing changed.
     pub fn put(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
-        let mut new = addressed(topic, body)?;
-        for value in new.values_mut() {
-            *value = without_null_members(value.take());
-        }
-        let Some(topic) = topic else {
-            new.retain(|_, value| !value.is_null());
-            return self.checked(diff_members(&self.topics, &new));
-        };
-        // Not `diff_members`: the topic that was put is named, also when nothing changed.
-        let old = self.topics.get(topic.as_str()).unwrap_or(&Value::Null);
-        for value in new.values_mut() {
-            *value = diff(old, value);
-        }
-        self.checked(new)
+        let old = self.at(topic).unwrap_or(&Value::Null);
+        // As merging stores it, so that whatever is stored can be sent as a patch.
+        let mut new = Value::Null;
+        merge(&mut new, body);
+        self.patch(topic, diff(old, &new))
     }
 
     /// The patch for `DELETE`.
     pub fn delete(&self, topic: Option<&Topic>) -> Result<Patch, Refusal> {
         match topic {
-            None => Ok(diff_members(&self.topics, &Map::new())),
-            Some(topic) if self.topics.contains_key(topic.as_str()) => addressed(Some(topic), Value::Null),
+            None => self.put(None, Value::Object(Map::new())),
+            Some(_) if self.at(topic).is_some() => addressed(topic, Value::Null),
             Some(_) => Err(absent()),
         }
     }
 
-    /// Applies a patch that one of the three above made, since when nothing else was applied.
+    /// Applies a patch that one of the three above made of the document as it is now.
     pub fn apply(&mut self, patch: Patch, id: EventId) {
         self.weight = self.weight_after(&patch);
         self.last_change = id;
-        for (key, value) in patch {
+        for (key, value) in &patch {
             if value.is_null() {
-                self.topics.remove(&key);
-                self.changed.remove(&key);
+                self.changed.remove(key);
             } else {
                 self.changed.insert(key.clone(), id);
-                merge(self.topics.entry(key).or_insert(Value::Null), value);
             }
         }
+        merge(&mut self.whole, Value::Object(patch));
     }
 
-    /// When it last changed.
+    /// The id of the document's last change.
     pub fn last_change(&self) -> EventId {
         self.last_change
     }
 
-    /// When it, or one topic, last changed; `None` for an absent topic.
+    /// The id of the last change of the document or one topic; `None` for an absent topic.
     pub fn changed(&self, topic: Option<&Topic>) -> Option<EventId> {
         topic.map_or(Some(self.last_change), |topic| self.changed.get(topic.as_str()).copied())
     }
 
-    /// The whole of it as JSON.
+    /// The whole document as JSON.
     pub fn json(&self) -> String {
-        serde_json::to_string(&self.topics).expect("what was parsed from JSON becomes JSON")
+        to_json(&self.whole)
     }
 
     /// The document or one topic; `None` for an absent topic.
     pub fn value(&self, topic: Option<&Topic>) -> Option<Value> {
-        match topic {
-            None => Some(Value::Object(self.topics.clone())),
-            Some(topic) => self.topics.get(topic.as_str()).cloned(),
-        }
+        self.at(topic).cloned()
     }
 
     /// The document or one topic as JSON, and the id of its last change; `None` for an absent topic.
     pub fn get(&self, topic: Option<&Topic>) -> Option<(String, EventId)> {
-        let Some(topic) = topic else { return Some((self.json(), self.last_change)) };
-        let value = self.topics.get(topic.as_str())?;
-        Some((to_json(value), self.changed[topic.as_str()]))
+        Some((to_json(self.at(topic)?), self.changed(topic)?))
+    }
+
+    fn at(&self, topic: Option<&Topic>) -> Option<&Value> {
+        topic.map_or(Some(&self.whole), |topic| self.whole.get(topic.as_str()))
     }
 
     fn checked(&self, patch: Patch) -> Result<Patch, Refusal> {
         for key in patch.keys() {
             Topic::parse(key).map_err(|rule| Refusal::Invalid(format!("a key is no topic: {rule}")))?;
         }
-        if depth_of_members(&patch) > MAX_DEPTH {
+        if patch.values().any(|value| depth(value) >= MAX_DEPTH) {
             let text = format!("the document would be deeper than {MAX_DEPTH} levels");
             return Err(Refusal::Invalid(text));
         }
-        let is_there = |key: &String| self.topics.contains_key(key);
+        let is_there = |key: &String| self.changed.contains_key(key);
         let removed = patch.iter().filter(|(key, value)| value.is_null() && is_there(key)).count();
         let added = patch.iter().filter(|(key, value)| !value.is_null() && !is_there(key)).count();
-        let topics = self.topics.len() + added - removed;
+        let topics = self.changed.len() + added - removed;
         if topics > MAX_TOPICS {
             let text = format!("the document would have {topics} topics; at most {MAX_TOPICS} fit");
             return Err(Refusal::TooLarge(text));
@@ -304,11 +290,11 @@ impl Document {
     }
 
     fn weight_after(&self, patch: &Patch) -> usize {
-        self.weight.saturating_add_signed(growth_of_members(Some(&self.topics), patch))
+        self.weight.saturating_add_signed(growth(&self.whole, patch))
     }
 }
 
-/// Why a topic cannot be read or deleted. Names nothing of the request.
+/// The refusal for a topic that cannot be read or deleted. It names nothing of the request.
 pub(crate) fn absent() -> Refusal {
     Refusal::Absent("no such topic; PUT /state/TOPIC makes it".into())
 }
@@ -335,62 +321,45 @@ fn containers_in(json: &str) -> usize {
     count
 }
 
-/// A body for a topic as a patch of the whole document; a body for the document must be one already.
+/// A body for a topic as a patch of the whole document. A body for the document must be such a patch.
 fn addressed(topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
     match (topic, body) {
-        (Some(topic), body) => {
-            let mut patch = Map::new();
-            patch.insert(topic.as_str().to_owned(), body);
-            Ok(patch)
-        }
+        (Some(topic), body) => Ok(std::iter::once((topic.as_str().to_owned(), body)).collect()),
         (None, Value::Object(patch)) => Ok(patch),
-        (None, _) => Err(Refusal::Invalid(
-            "the document is a JSON object; send one, or name a topic: /state/TOPIC".into(),
-        )),
+        (None, _) => {
+            let text = "the document is a JSON object; send one, or name a topic: /state/TOPIC";
+            Err(Refusal::Invalid(text.into()))
+        }
     }
 }
 
-/// The value as a merge patch would store it: what is kept can always be sent as a patch.
-fn without_null_members(value: Value) -> Value {
-    let mut stored = Value::Null;
-    merge(&mut stored, value);
-    stored
+/// The levels of objects and arrays in a value, or in what a patch leaves: what it deletes does not count.
+fn depth(value: &Value) -> usize {
+    let deepest = match value {
+        Value::Object(members) => members.values().map(depth).max(),
+        Value::Array(items) => items.iter().map(depth).max(),
+        _ => return 0,
+    };
+    1 + deepest.unwrap_or(0)
 }
 
-/// Containers in containers that the patch would leave in the document; what it deletes does not count.
-fn depth(patch: &Value) -> usize {
-    match patch {
-        Value::Object(members) => depth_of_members(members),
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        _ => 0,
-    }
-}
-
-fn depth_of_members(members: &Map<String, Value>) -> usize {
-    1 + members.values().map(depth).max().unwrap_or(0)
-}
-
-/// The length of the value's JSON, plus `CONTAINER_WEIGHT` and a comma after every item, also the last, so that adding
-/// one and removing it are exact opposites.
+/// The length of the value's JSON, with `CONTAINER_WEIGHT` for each object and array. Each item and member counts with a
+/// comma, also the last, so that adding one and removing it are exact opposites.
 fn weight(value: &Value) -> usize {
     match value {
         Value::Null => 4,
         Value::Bool(value) => 5 - usize::from(*value),
         Value::Number(number) => number.to_string().len(),
         Value::String(text) => weight_of_text(text),
-        Value::Array(items) => {
-            CONTAINER_WEIGHT + 2 + items.iter().map(|item| weight(item) + 1).sum::<usize>()
+        Value::Array(items) => EMPTY_WEIGHT + items.iter().map(|item| weight(item) + 1).sum::<usize>(),
+        Value::Object(members) => {
+            let weights = members.iter().map(|(key, value)| weight_of_key(key) + weight(value));
+            EMPTY_WEIGHT + weights.sum::<usize>()
         }
-        Value::Object(members) => weight_of_members(members),
     }
 }
 
-fn weight_of_members(members: &Map<String, Value>) -> usize {
-    let members = members.iter().map(|(key, value)| weight_of_key(key) + weight(value));
-    CONTAINER_WEIGHT + 2 + members.sum::<usize>()
-}
-
-/// A key with its colon and the comma behind its value.
+/// The weight of a key with its colon, and of the comma behind its value.
 fn weight_of_key(key: &str) -> usize {
     weight_of_text(key) + 2
 }
@@ -404,25 +373,22 @@ fn weight_of_text(text: &str) -> usize {
     2 + escaped.sum::<usize>()
 }
 
-/// How much heavier `merge(target, patch)` makes the target, found without making it.
-fn growth(target: Option<&Value>, patch: &Value) -> isize {
-    let was = target.map_or(0, |target| weight(target) as isize);
-    match (target, patch) {
-        (Some(Value::Object(members)), Value::Object(patch)) => growth_of_members(Some(members), patch),
-        (_, Value::Object(patch)) => (CONTAINER_WEIGHT + 2) as isize + growth_of_members(None, patch) - was,
-        (_, other) => weight(other) as isize - was,
-    }
-}
-
-fn growth_of_members(members: Option<&Map<String, Value>>, patch: &Map<String, Value>) -> isize {
-    let growth_of_member = |(key, value): (&String, &Value)| {
-        let was = members.and_then(|members| members.get(key));
-        match (was, value) {
-            (None, Value::Null) => 0,
-            (None, value) => weight_of_key(key) as isize + growth(None, value),
-            (Some(was), Value::Null) => -((weight_of_key(key) + weight(was)) as isize),
-            (Some(was), value) => growth(Some(was), value),
+/// How much heavier a target gets that is an object, or becomes an empty one first, when the patch is merged into it. Only
+/// what the patch names is weighed.
+fn growth(target: &Value, patch: &Patch) -> isize {
+    let growth_of_member = |(key, new): (&String, &Value)| {
+        let old = target.get(key);
+        if let (Some(old @ Value::Object(_)), Value::Object(patch)) = (old, new) {
+            return growth(old, patch);
         }
+        let new_weight = match new {
+            Value::Null => 0,
+            Value::Object(patch) => {
+                (weight_of_key(key) + EMPTY_WEIGHT) as isize + growth(&Value::Null, patch)
+            }
+            new => (weight_of_key(key) + weight(new)) as isize,
+        };
+        new_weight - old.map_or(0, |old| (weight_of_key(key) + weight(old)) as isize)
     };
     patch.iter().map(growth_of_member).sum()
 }
@@ -684,9 +650,11 @@ mod tests {
 
         #[test]
         fn growth_is_what_merging_adds(old in stored_value(), patch in patch_value()) {
-            let new = merged(old.clone(), patch.clone());
-            prop_assert_eq!(growth(Some(&old), &patch), weight(&new) as isize - weight(&old) as isize);
-            prop_assert_eq!(growth(None, &patch), weight(&merged(Value::Null, patch)) as isize);
+            let (document, patch) = (json!({"a": old}), Map::from_iter([("a".to_owned(), patch)]));
+            for old in [document, json!({})] {
+                let new = merged(old.clone(), Value::Object(patch.clone()));
+                prop_assert_eq!(growth(&old, &patch), weight(&new) as isize - weight(&old) as isize);
+            }
         }
 
         #[test]

@@ -1,7 +1,7 @@
 //! The log: one line to stderr for each connect, disconnect and fault.
 //!
-//! Anybody may call it, the fan-out thread too: a line is handed over and written elsewhere, so a terminal that stands
-//! still stops nobody. What does not fit meanwhile is dropped and counted.
+//! Any thread may call it, because a thread of its own writes the lines: a terminal that stands still stops nobody. Lines
+//! that do not fit meanwhile are dropped and counted.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -11,13 +11,13 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::lock::lock;
 
-/// Lines that may wait. A crowd of 1,000 that comes at once should be seen whole.
+/// Lines that may wait. 1,000 clients that come at once are all to be seen.
 const WAITING_LINES: usize = 4_096;
 
 /// Where lines go; a clone goes to the same place.
 #[derive(Clone)]
 pub(crate) struct Log {
-    /// What waits, and the bell of the thread that writes it.
+    /// The lines that wait, and the bell of the thread that writes them.
     thread: Option<(Arc<Mutex<Waiting>>, Sender<()>)>,
 }
 
@@ -42,7 +42,7 @@ impl Log {
         thread::Builder::new().name("log".into()).spawn(move || {
             for () in rung {
                 let Waiting { text, dropped, .. } = std::mem::take(&mut *lock(&waiting));
-                // A closed stderr is no reason to stop serving.
+                // Errors are ignored, because a server goes on without its stderr.
                 std::io::stderr().write_all(text.as_bytes()).ok();
                 if dropped > 0 {
                     writeln!(std::io::stderr(), "statecast: {dropped} lines were not written").ok();
@@ -64,7 +64,7 @@ impl Log {
             waiting.dropped += 1;
         }
         drop(waiting);
-        // Full: it rings already.
+        // A full bell rings already.
         bell.try_send(()).ok();
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    /// Returns what it is now.
+    /// Adds, and returns the sum.
     pub fn add(&self, count: u64) -> u64 {
         self.0.fetch_add(count, Ordering::Relaxed) + count
     }
@@ -28,8 +28,8 @@ impl Gauge {
     }
 }
 
-/// Panics in tiny_http's threads, and heads that it refuses without a word, in the whole process: a thread does not know
-/// its server.
+/// Panics in tiny_http's threads, and heads that it refuses without a word. They are counted for the whole process, because
+/// a thread of tiny_http does not know its server.
 pub(crate) static TINY_HTTP_PANICS: Counter = Counter(AtomicU64::new(0));
 pub(crate) static NOT_ASCII_HEADS: Counter = Counter(AtomicU64::new(0));
 
@@ -55,7 +55,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// The text, and beside the counters what the hub can count at this moment.
+    /// The text for `GET /metrics`: the counters, and the hub's numbers of clients and of bytes in its history.
     pub fn text(&self, clients: usize, history_bytes: usize) -> String {
         let counters = [
             ("requests", "Requests taken", &self.requests),
@@ -69,23 +69,11 @@ impl Metrics {
             ("lagged", "Clients that history could not catch up; they got the document", &self.lagged),
             ("gone", "Clients removed because a write failed or made no progress", &self.gone),
             ("save_faults", "Times the document could not be saved", &self.save_faults),
-            (
-                "rebuilt_listeners",
-                "Times tiny_http stopped accepting and was replaced",
-                &self.rebuilt_listeners,
-            ),
+            ("rebuilt_listeners", "Times a dead tiny_http was replaced", &self.rebuilt_listeners),
             ("unfound_sockets", "Streams whose socket was not found", &self.unfound_sockets),
             ("cut_connections", "Connections cut for being too slow or idle", &self.cut_connections),
-            (
-                "abandoned_requests",
-                "Requests that could not be dropped; each costs a thread and two descriptors for good",
-                &self.abandoned_requests,
-            ),
-            (
-                "not_ascii_heads",
-                "Requests refused for a head beyond ASCII, in this process",
-                &NOT_ASCII_HEADS,
-            ),
+            ("abandoned_requests", "Requests stuck, each a thread lost for good", &self.abandoned_requests),
+            ("not_ascii_heads", "Heads refused for not being ASCII, in this process", &NOT_ASCII_HEADS),
             ("tiny_http_panics", "Threads of tiny_http that panicked, in this process", &TINY_HTTP_PANICS),
         ];
         let mut text = String::new();
@@ -98,9 +86,12 @@ impl Metrics {
         }
         put("statecast_clients", "Open event streams", "gauge", clients as u64);
         let stuck = self.stuck_connections.0.load(Ordering::Relaxed);
-        let help =
-            "Connections that were cut and that tiny_http does not let go; each costs a thread for good";
-        put("statecast_stuck_connections", help, "gauge", stuck);
+        put(
+            "statecast_stuck_connections",
+            "Cut connections that tiny_http keeps, each a thread lost",
+            "gauge",
+            stuck,
+        );
         put("statecast_history_bytes", "What history holds", "gauge", history_bytes as u64);
         text
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use subtle::ConstantTimeEq;
 
-/// A secret of one line. It shows itself to nobody: neither `Debug` nor an error has it.
+/// A secret of one line. Neither `Debug` nor an error shows it.
 #[derive(Clone)]
 pub struct Token(String);
 
@@ -12,7 +12,7 @@ impl Token {
     /// A token of that text: visible ASCII, so that it fits a header.
     ///
     /// # Errors
-    /// What a token must be, where it is something else.
+    /// The text is no token. The error says what would be.
     pub fn new(text: &str) -> Result<Token, String> {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
             Ok(Token(text.to_owned()))
@@ -21,12 +21,12 @@ impl Token {
         }
     }
 
-    /// What the header that shows it says.
+    /// The value of `Authorization`.
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.0)
     }
 
-    /// Whether somebody who says this has the token. Takes as long for any text of the same length.
+    /// Whether a text is the token. Takes the same time for all texts of one length.
     pub(crate) fn is(&self, text: &str) -> bool {
         self.0.as_bytes().ct_eq(text.as_bytes()).into()
     }

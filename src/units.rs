@@ -4,36 +4,27 @@ use std::time::Duration;
 
 /// `500ms`, `15s`, `2m`, `1h`; not zero.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "a time, such as 500ms, 15s or 2m".to_owned();
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    let unit_ms = match &text[digits.len()..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
+    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+    let ms = scaled(text, &units).ok_or("a time, such as 500ms, 15s or 2m")?;
     // A day is more than anything here needs, and keeps sums of times in range.
-    let ms = number.checked_mul(unit_ms).filter(|ms| (1..=86_400_000).contains(ms));
-    ms.map(Duration::from_millis).ok_or_else(|| "a time from 1ms to 24h".to_owned())
+    let is_right = (1..=86_400_000).contains(&ms);
+    is_right.then(|| Duration::from_millis(ms)).ok_or_else(|| "a time from 1ms to 24h".to_owned())
 }
 
 /// `4096`, `64K`, `4M`, `1G`; not zero.
 #[cfg(feature = "cli")]
 pub(crate) fn size(text: &str) -> Result<usize, String> {
-    let wrong = || "a size, such as 65536, 64K or 4M".to_owned();
+    let units = [("", 1), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)];
+    let bytes = scaled(&text.to_ascii_uppercase(), &units).ok_or("a size, such as 65536, 64K or 4M")?;
+    let is_right = (1..=1 << 30).contains(&bytes);
+    is_right.then_some(bytes as usize).ok_or_else(|| "a size from 1 to 1G".to_owned())
+}
+
+/// A number times its unit. More than fits is the most that does.
+fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let number: usize = digits.parse().map_err(|_| wrong())?;
-    let unit: usize = match &text[digits.len()..] {
-        "" => 1,
-        "K" | "k" => 1 << 10,
-        "M" | "m" => 1 << 20,
-        "G" | "g" => 1 << 30,
-        _ => return Err(wrong()),
-    };
-    let bytes = number.checked_mul(unit).filter(|bytes| (1..=1 << 30).contains(bytes));
-    bytes.ok_or_else(|| "a size from 1 to 1G".to_owned())
+    let (_, factor) = units.iter().find(|(unit, _)| *unit == &text[digits.len()..])?;
+    Some(digits.parse::<u64>().ok()?.saturating_mul(*factor))
 }
 
 #[cfg(test)]

@@ -113,7 +113,8 @@ fn the_map_names_files_that_are_there_and_leaves_none_out() {
             let file = entry.unwrap().file_name().into_string().unwrap();
             let name = format!("src/{house}/{file}");
             let is_named = named.iter().any(|(named, _)| *named == name);
-            assert!(is_named || file == "mod.rs", "the map lacks {name}");
+            let is_in_folder = named.iter().any(|(named, _)| named.starts_with(&format!("{name}/")));
+            assert!(is_named || is_in_folder || file == "mod.rs", "the map lacks {name}");
         }
     }
 }

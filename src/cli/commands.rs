@@ -1,23 +1,22 @@
-//! The command line: which command, and what it is to do. `serve` has its options in `config`, the clients here.
+//! The command line: the command, and what it is to do. `options` has the options of `serve`, this file the clients'.
 
 use std::ffi::{OsStr, OsString};
-
-use ureq::http::{HeaderName, HeaderValue};
+use std::{fmt, slice};
 
 use crate::cli::options::{self, SETTINGS};
-use crate::cli::settings::Set::{Path, Text};
-use crate::cli::settings::{self, Read, Setting, count, quoted, switch, token_in};
-use crate::client::event_source::{EventSourceInit, may_pass};
+use crate::cli::settings::Set::{Switch, Token, TokenFile};
+use crate::cli::settings::{self, Read, Setting, count_from_1, option, quoted};
+use crate::client::event_source::EventSourceInit;
+use crate::client::http::{header_map, may_pass};
 use crate::client::proxy;
 use crate::client::url::{check_url, shown};
 use crate::server::config::Config;
 use crate::sse::event::{EventName, Topic};
-use crate::token::Token;
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Command {
-    /// Serve, so configured.
+    /// Serve with this configuration.
     Serve(Box<Config>),
     /// Show a stream.
     Tail(Client),
@@ -25,21 +24,20 @@ pub enum Command {
     Set(Client),
     /// Publish one-off events.
     Send(Client),
-    /// Print this and exit.
+    /// Print a text and exit.
     Print(String),
 }
 
 /// What a client command is to do. Only [`Command::parse`] makes one.
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct Client {
     pub(crate) target: Target,
-    /// What is published; `-` for the lines of standard input.
+    /// What is published. `-` for the lines of standard input.
     pub(crate) data: String,
-    pub(crate) token: Option<Token>,
-    pub(crate) headers: Headers,
-    pub(crate) proxy: Hidden,
-    /// The names to show, all if there are none; or the one to send.
+    /// How it listens. Publishing has the same token, headers and proxy.
+    pub(crate) init: EventSourceInit,
+    /// The names to show, all if there are none. Or the one to send.
     pub(crate) events: Vec<String>,
     pub(crate) count: Option<u64>,
     pub(crate) state: bool,
@@ -48,152 +46,76 @@ pub struct Client {
     pub(crate) json: bool,
 }
 
-/// Names and values of headers; the values may be secrets, and are not shown.
-#[derive(Default)]
-pub(crate) struct Headers(pub Vec<(String, String)>);
-
-impl std::fmt::Debug for Headers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+/// A client without what may be a secret.
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("target", &self.target).finish_non_exhaustive()
     }
 }
 
-/// What may be a secret, and is not shown.
-#[derive(Default)]
-pub(crate) struct Hidden(pub Option<String>);
-
-impl std::fmt::Debug for Hidden {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
-    }
-}
-
-/// A server, and the topic there; `None` for the whole document.
+/// A server, and a topic of it.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Target {
     base: String,
-    topic: Option<Topic>,
+    /// The topic behind a slash. Empty for the whole document.
+    topic: String,
 }
 
-/// Options of all clients. All but headers are in the environment, too.
+/// The options of all clients. Those without the headers are variables of the environment, too.
 const ACCESS: &[Setting<Client>] = &[
-    Setting {
-        name: "token",
-        value: "TOKEN",
-        default: "",
-        help: "what the server asks for; also STATECAST_TOKEN",
-        set: Text(|client, text| Token::new(text).map(|token| client.token = Some(token))),
-    },
-    Setting {
-        name: "token-file",
-        value: "FILE",
-        default: "",
-        help: "the same, read from a file; also STATECAST_TOKEN_FILE",
-        set: Path(|client, file| token_in(file).map(|token| client.token = Some(token))),
-    },
-    Setting {
-        name: "header",
-        value: "HEADER",
-        default: "",
-        help: "a further 'Name: value' of each request; once for each",
-        set: Text(|client, text| {
+    option("token", "", "what the server asks for; also STATECAST_TOKEN")
+        .sets(Token(|client| &mut client.init.token)),
+    option("token-file", "", "the same, read from a file; also STATECAST_TOKEN_FILE")
+        .sets(TokenFile(|client| &mut client.init.token)),
+    option("header", "", "a further 'Name: value' of each request; once for each").reads(
+        "HEADER",
+        |client, text| {
             let (name, value) = text.split_once(':').ok_or("'Name: value'")?;
-            let (name, value) = (name.trim(), value.trim());
-            if HeaderName::from_bytes(name.as_bytes()).is_err() || HeaderValue::from_str(value).is_err() {
-                return Err("'Name: value' as HTTP has them".to_owned());
-            }
-            client.headers.0.push((name.to_owned(), value.to_owned()));
+            let header = (name.trim().to_owned(), value.trim().to_owned());
+            header_map(slice::from_ref(&header)).map_err(|_| "'Name: value' as HTTP has them")?;
+            client.init.headers.push(header);
             Ok(())
-        }),
-    },
-    Setting {
-        name: "proxy",
-        value: "PROXY",
-        default: "",
-        help: "ask through http://[USER:PASSWORD@]HOST:PORT; '' for none; also STATECAST_PROXY",
-        set: Text(|client, text| {
+        },
+    ),
+    option("proxy", "", "ask through http://[USER:PASSWORD@]HOST:PORT; '' for none; also STATECAST_PROXY")
+        .reads("PROXY", |client, text| {
             if !text.is_empty() {
                 proxy::read(text)?;
             }
-            client.proxy.0 = Some(text.to_owned());
+            client.init.proxy = Some(text.to_owned());
             Ok(())
         }),
-    },
 ];
 
 const TAIL: &[Setting<Client>] = &[
-    Setting {
-        name: "event",
-        value: "NAME",
-        default: "",
-        help: "show events of this name only; once for each",
-        set: Text(|client, text| {
-            client.events.push(text.to_owned());
-            Ok(())
-        }),
-    },
-    Setting {
-        name: "state",
-        value: "",
-        default: "",
-        help: "show the document after each change instead",
-        set: Text(|client, text| switch(text).map(|on| client.state = on)),
-    },
-    Setting {
-        name: "once",
-        value: "",
-        default: "",
-        help: "show the document, and exit",
-        set: Text(|client, text| switch(text).map(|on| client.once = on)),
-    },
-    Setting {
-        name: "raw",
-        value: "",
-        default: "",
-        help: "show the bytes as they come",
-        set: Text(|client, text| switch(text).map(|on| client.raw = on)),
-    },
-    Setting {
-        name: "count",
-        value: "COUNT",
-        default: "",
-        help: "exit after so many events, or documents with --state",
-        set: Text(|client, text| {
-            let count = count(text).ok().filter(|count| *count > 0).ok_or("a number from 1")?;
-            client.count = Some(count as u64);
-            Ok(())
-        }),
-    },
+    option("event", "", "show events of this name only; once for each").reads("NAME", |client, text| {
+        client.events.push(text.to_owned());
+        Ok(())
+    }),
+    option("state", "", "show the document after each change instead")
+        .sets(Switch(|client| &mut client.state)),
+    option("once", "", "show the document, and exit").sets(Switch(|client| &mut client.once)),
+    option("raw", "", "show the bytes as they come").sets(Switch(|client| &mut client.raw)),
+    option("count", "", "exit after so many events, or documents with --state")
+        .reads("COUNT", |client, text| count_from_1(text).map(|count| client.count = Some(count as u64))),
 ];
 
 const SEND: &[Setting<Client>] = &[
-    Setting {
-        name: "event",
-        value: "NAME",
-        default: "message",
-        help: "what the event is called",
-        set: Text(|client, text| {
-            EventName::parse(text).map_err(|rule| format!("a name: {rule}"))?;
-            client.events = vec![text.to_owned()];
-            Ok(())
-        }),
-    },
-    Setting {
-        name: "json",
-        value: "",
-        default: "",
-        help: "the data is JSON, and must be",
-        set: Text(|client, text| switch(text).map(|on| client.json = on)),
-    },
+    option("event", "message", "what the event is called").reads("NAME", |client, text| {
+        EventName::parse(text).map_err(|rule| format!("a name: {rule}"))?;
+        client.events = vec![text.to_owned()];
+        Ok(())
+    }),
+    option("json", "", "the data is JSON, and must be").sets(Switch(|client| &mut client.json)),
 ];
 
 /// A command that talks to a server.
 struct ClientCommand {
     name: &'static str,
-    /// What its help says above the options.
+    /// The help above the options.
     help: &'static str,
     options: &'static [Setting<Client>],
-    /// Behind the URL it takes what to publish.
+    /// The data to publish stand behind the URL.
     takes_data: bool,
     command: fn(Client) -> Command,
 }
@@ -201,7 +123,7 @@ struct ClientCommand {
 const CLIENT_COMMANDS: [ClientCommand; 3] = [
     ClientCommand {
         name: "tail",
-        help: r"Shows the events of a stream, a line of JSON for each; goes on through restarts until it is stopped.
+        help: r"Shows the events of a stream, each as a line of JSON. It goes on through restarts until it is stopped.
 
 Usage: statecast tail [OPTIONS] URL[/TOPIC]
 
@@ -222,8 +144,8 @@ Usage: statecast set [OPTIONS] URL[/TOPIC] JSON|-
   statecast set localhost:8080/kitchen '{"temp":21.5}'
   some-sensor | statecast set localhost:8080/kitchen -       each line of it
 
-With - a line is sent when the one before has been answered, and again until it is: in order, at least once, whatever
-happens to the server meanwhile. A line that the server refuses (400, 413) is named on standard error and left out.
+With - each line is sent again until it is answered, and then the next one: in order, at least once, also while the server
+restarts. A line that the server refuses (400, 413) is named on standard error and left out.
 "#,
         options: &[],
         takes_data: true,
@@ -238,7 +160,7 @@ Usage: statecast send [OPTIONS] URL[/TOPIC] DATA|-
   statecast send localhost:8080/kitchen --event alert 'the kettle boils'
   tail -f some.log | statecast send localhost:8080/log -     an event for each line
 
-With - lines are sent as statecast set does it; so after a failure an event may come twice.
+With - lines are sent as by statecast set, so an event may come twice after a failure.
 ",
         options: SEND,
         takes_data: true,
@@ -248,11 +170,11 @@ With - lines are sent as statecast set does it; so after a failure an event may 
 
 /// The end of each client's help.
 const CLIENT_NOTES: &str = "
-URL is HOST[:PORT], with http:// and a path if need be. What is behind its last slash is the TOPIC; without one it is the
+URL is HOST[:PORT], with http:// and a path if need be. The TOPIC is behind its last slash; without it the URL means the
 whole document. Data that begins with a dash goes behind --. Exit code: 0 done, 1 failed or refused, 2 wrong usage.
 
 Without --proxy the environment counts as for curl: http_proxy for http://, https_proxy for https://, all_proxy for both,
-no_proxy for what needs none; all but http_proxy in capitals, too. This machine (localhost, 127.0.0.1) needs none, either.
+and no_proxy for hosts that need none; all but http_proxy in capitals, too. This machine (localhost) needs none.
 ";
 
 /// The end of each list of options.
@@ -262,7 +184,7 @@ impl Command {
     /// Reads the arguments behind the program's name, and the environment for what they do not set.
     ///
     /// # Errors
-    /// One line that says which argument is wrong, and what would be right.
+    /// One line that names the wrong argument, and says what would be right.
     pub fn parse(
         arguments: impl IntoIterator<Item = OsString>,
         variable: impl Fn(&str) -> Option<OsString>,
@@ -296,13 +218,11 @@ impl ClientCommand {
         arguments: lexopt::Parser,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Command, String> {
-        let mut client = Client::default();
-        // The file first: a token itself wins, as the flag that comes last does.
+        let init = EventSourceInit { tries_again: may_pass, ..EventSourceInit::default() };
+        let mut client = Client { init, ..Client::default() };
+        // In reverse: the variable of the token wins over that of the file.
         for setting in ACCESS.iter().rev().filter(|setting| setting.name != "header") {
-            let name = setting.variable();
-            if let Some(value) = variable(&name) {
-                setting.set_to(&mut client, &value, &name)?;
-            }
+            setting.set_from(&mut client, &variable)?;
         }
         let command = format!("statecast {}", self.name);
         let (mut client, words) = match settings::read(&command, &[self.options, ACCESS], client, arguments)?
@@ -322,8 +242,7 @@ impl ClientCommand {
         if let Some(word) = words.next() {
             return Err(usage(&format!("unexpected argument {}", quoted(&word))));
         }
-        let url = check_url(&client.target.state()).map_err(|error| error.to_string())?;
-        proxy::proxy_in(&variable, &url, client.proxy.0.as_deref())?;
+        proxy::proxy_in(&variable, &check_url(&client.target.state())?, client.init.proxy.as_deref())?;
         let shown = [client.raw, client.state, client.once, !client.events.is_empty()];
         if self.name == "tail" && shown.iter().filter(|is_asked| **is_asked).count() > 1 {
             return Err("of --event, --state, --once and --raw only one makes sense".to_owned());
@@ -340,58 +259,35 @@ impl ClientCommand {
     }
 }
 
-impl Client {
-    /// How its stream is listened to: through whatever passes.
-    pub(crate) fn event_source_init(&self) -> EventSourceInit {
-        EventSourceInit {
-            token: self.token.clone(),
-            headers: self.headers.0.clone(),
-            proxy: self.proxy.0.clone(),
-            tries_again: may_pass,
-            ..EventSourceInit::default()
-        }
-    }
-}
-
 impl Target {
     fn parse(text: &str) -> Result<Target, String> {
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        check_url(&url).map_err(|error| error.to_string())?;
+        let uri = check_url(&url)?;
         if url.contains(['?', '#', '@']) {
             return Err(format!("{}: a URL without query, fragment or password", shown(text)));
         }
-        let (scheme, rest) = url.split_once("://").expect("a URL has a scheme");
-        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut segments: Vec<&str> = path.split('/').collect();
-        let topic = segments.pop().unwrap_or_default();
-        // An address as curl has it, /state/kitchen or /events, names the same.
-        let is_route = |segment: &str| matches!(segment, "state" | "events");
-        let has_route = segments.last().is_some_and(|segment| is_route(segment));
-        if has_route {
-            segments.pop();
-        }
-        let topic = match topic {
-            "" => None,
-            route if is_route(route) && !has_route => None,
-            topic => Some(Topic::parse(topic).map_err(|rule| format!("{text:?}: {rule}"))?),
+        let (folder, last) = uri.path().rsplit_once('/').expect("a path begins with a slash");
+        // The URLs of the server itself, /state/kitchen or /events, mean the same.
+        let base = folder.strip_suffix("/state").or_else(|| folder.strip_suffix("/events"));
+        let is_whole = last.is_empty() || (base.is_none() && matches!(last, "state" | "events"));
+        let topic = if is_whole {
+            String::new()
+        } else {
+            let topic = Topic::parse(last).map_err(|rule| format!("{text:?}: {rule}"))?;
+            format!("/{}", topic.as_str())
         };
-        segments.insert(0, host);
-        Ok(Target { base: format!("{scheme}://{}", segments.join("/")), topic })
+        let server = url.strip_suffix(uri.path()).unwrap_or(&url);
+        Ok(Target { base: format!("{server}{}", base.unwrap_or(folder)), topic })
     }
 
-    /// The address of its stream.
+    /// The URL of its stream.
     pub(crate) fn events(&self) -> String {
-        self.route("events")
+        format!("{}/events{}", self.base, self.topic)
     }
 
-    /// The address of its document.
+    /// The URL of its document.
     pub(crate) fn state(&self) -> String {
-        self.route("state")
-    }
-
-    fn route(&self, route: &str) -> String {
-        let topic = self.topic.as_ref().map(|topic| format!("/{}", topic.as_str())).unwrap_or_default();
-        format!("{}/{route}{topic}", self.base)
+        format!("{}/state{}", self.base, self.topic)
     }
 }
 
@@ -534,10 +430,10 @@ mod tests {
     fn a_clients_token_comes_from_a_flag_or_the_environment_and_is_not_shown() {
         let variables = [("STATECAST_TOKEN", "s3cret"), ("STATECAST_EVENT", "x"), ("STATECAST_COUNT", "x")];
         let client = parse(&["tail", "a", "--header", "Cookie: s3cret"], &variables).unwrap();
-        assert!(client.token.as_ref().unwrap().is("s3cret"));
+        assert!(client.init.token.as_ref().unwrap().is("s3cret"));
         assert!(!format!("{client:?}").contains("s3cret"));
         let client = parse(&["tail", "a", "--token", "other"], &variables).unwrap();
-        assert!(client.token.unwrap().is("other"));
+        assert!(client.init.token.unwrap().is("other"));
         let error = parse(&["tail", "a"], &[("STATECAST_TOKEN", "s3\ncret")]).unwrap_err();
         assert!(error.starts_with("STATECAST_TOKEN: must be"), "{error}");
     }

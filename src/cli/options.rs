@@ -1,189 +1,78 @@
 //! The options of `serve`, in one table: flag, environment variable, default and help.
 
 use std::ffi::OsString;
+use std::net::{SocketAddr, ToSocketAddrs};
 
-use crate::cli::settings::Set::{Path, Text};
-use crate::cli::settings::{self, Read, Setting, count, path, quoted, switch, token_in};
+use crate::cli::settings::Set::{Path, Size, Switch, Time, Token, TokenFile};
+use crate::cli::settings::{self, Read, Setting, count, count_from_1, option, quoted};
 use crate::server::config::{Config, Origin};
-use crate::token::Token;
-use crate::units::{duration, size};
 
 /// The options of `statecast serve`.
 pub(crate) const SETTINGS: &[Setting<Config>] = &[
-    Setting {
-        name: "listen",
-        value: "HOST:PORT",
-        default: "127.0.0.1:8080",
-        help: "where to listen; 0.0.0.0:8080 for the whole network",
-        set: Text(|config, text| {
-            let addresses = std::net::ToSocketAddrs::to_socket_addrs(text);
-            config.listen = addresses.map_err(|_| "an address, such as 127.0.0.1:8080".to_owned())?.collect();
+    option("listen", "127.0.0.1:8080", "where to listen; 0.0.0.0:8080 for the whole network").reads(
+        "HOST:PORT",
+        |config, text| {
+            let addresses = text.to_socket_addrs().map_err(|_| "an address, such as 127.0.0.1:8080")?;
+            config.listen = addresses.collect();
             Ok(())
-        }),
-    },
-    Setting {
-        name: "document",
-        value: "FILE",
-        default: "",
-        help: "keep the document in this file; without it a restart forgets it",
-        set: Path(|config, file| path(file).map(|path| config.document = Some(path))),
-    },
-    Setting {
-        name: "heartbeat",
-        value: "TIME",
-        default: "15s",
-        help: "time between heartbeat events",
-        set: Text(|config, text| duration(text).map(|time| config.heartbeat = time)),
-    },
-    Setting {
-        name: "retry",
-        value: "TIME",
-        default: "3s",
-        help: "how long clients wait before they reconnect, a third more or less",
-        set: Text(|config, text| duration(text).map(|time| config.retry = time)),
-    },
-    Setting {
-        name: "history",
-        value: "SIZE",
-        default: "4M",
-        help: "what is kept for clients that were away",
-        set: Text(|config, text| size(text).map(|bytes| config.history_bytes = bytes)),
-    },
-    Setting {
-        name: "max-clients",
-        value: "COUNT",
-        default: "10000",
-        help: "clients at once; fewer if descriptors or memory do not suffice",
-        set: Text(|config, text| {
-            config.max_clients = count(text).ok().filter(|count| *count > 0).ok_or("a number from 1")?;
-            Ok(())
-        }),
-    },
-    Setting {
-        name: "max-clients-per-address",
-        value: "COUNT",
-        default: "100",
-        help: "clients of one address, but for this machine's; 0 for no limit, behind a proxy",
-        set: Text(|config, text| count(text).map(|count| config.max_clients_per_address = count)),
-    },
-    Setting {
-        name: "max-body",
-        value: "SIZE",
-        default: "1M",
-        help: "the largest request body",
-        set: Text(|config, text| size(text).map(|bytes| config.max_body_bytes = bytes)),
-    },
-    Setting {
-        name: "max-document",
-        value: "SIZE",
-        default: "4M",
-        help: "the largest document",
-        set: Text(|config, text| size(text).map(|bytes| config.max_document_bytes = bytes)),
-    },
-    Setting {
-        name: "client-buffer",
-        value: "SIZE",
-        default: "64K",
-        help: "a client's send buffer; the kernel takes about twice as much",
-        set: Text(|config, text| size(text).map(|bytes| config.client_buffer_bytes = bytes)),
-    },
-    Setting {
-        name: "grace",
-        value: "TIME",
-        default: "5s",
-        help: "how long stopping may take",
-        set: Text(|config, text| duration(text).map(|time| config.grace = time)),
-    },
-    Setting {
-        name: "public",
-        value: "DIR",
-        default: "",
-        help: "serve this folder instead of the built-in page",
-        set: Path(|config, file| path(file).map(|path| config.public = Some(path))),
-    },
-    Setting {
-        name: "publish-token",
-        value: "TOKEN",
-        default: "",
-        help: "who has it may write, from wherever; needed behind a proxy",
-        set: Text(|config, text| Token::new(text).map(|token| config.publish_token = Some(token))),
-    },
-    Setting {
-        name: "publish-token-file",
-        value: "FILE",
-        default: "",
-        help: "the same, read from a file",
-        set: Path(|config, file| token_in(file).map(|token| config.publish_token = Some(token))),
-    },
-    Setting {
-        name: "subscribe-token",
-        value: "TOKEN",
-        default: "",
-        help: "who has it, or the publish token, may read; without one anybody may",
-        set: Text(|config, text| Token::new(text).map(|token| config.subscribe_token = Some(token))),
-    },
-    Setting {
-        name: "subscribe-token-file",
-        value: "FILE",
-        default: "",
-        help: "the same, read from a file",
-        set: Path(|config, file| token_in(file).map(|token| config.subscribe_token = Some(token))),
-    },
-    Setting {
-        name: "allow-origin",
-        value: "ORIGIN",
-        default: "",
-        help: "let pages of this origin in; once for each, or several with commas between",
-        set: Text(|config, text| {
+        },
+    ),
+    option("document", "", "keep the document in this file; without it a restart forgets it")
+        .sets(Path("FILE", |config| &mut config.document)),
+    option("heartbeat", "15s", "time between heartbeat events").sets(Time(|config| &mut config.heartbeat)),
+    option("retry", "3s", "how long clients wait before they reconnect, a third more or less")
+        .sets(Time(|config| &mut config.retry)),
+    option("history", "4M", "what is kept for clients that were away")
+        .sets(Size(|config| &mut config.history_bytes)),
+    option("max-clients", "10000", "clients at once; fewer if descriptors or memory do not suffice")
+        .reads("COUNT", |config, text| count_from_1(text).map(|count| config.max_clients = count)),
+    option("max-clients-per-address", "100", "clients of one remote address; 0 for no limit, behind a proxy")
+        .reads("COUNT", |config, text| count(text).map(|count| config.max_clients_per_address = count)),
+    option("max-body", "1M", "the largest request body").sets(Size(|config| &mut config.max_body_bytes)),
+    option("max-document", "4M", "the largest document").sets(Size(|config| &mut config.max_document_bytes)),
+    option("client-buffer", "64K", "a client's send buffer; the kernel takes about twice as much")
+        .sets(Size(|config| &mut config.client_buffer_bytes)),
+    option("grace", "5s", "how long stopping may take").sets(Time(|config| &mut config.grace)),
+    option("public", "", "serve this folder instead of the built-in page")
+        .sets(Path("DIR", |config| &mut config.public)),
+    option("publish-token", "", "who has it may write, from wherever; needed behind a proxy")
+        .sets(Token(|config| &mut config.publish_token)),
+    option("publish-token-file", "", "the same, read from a file")
+        .sets(TokenFile(|config| &mut config.publish_token)),
+    option("subscribe-token", "", "who has it, or the publish token, may read; without one anybody may")
+        .sets(Token(|config| &mut config.subscribe_token)),
+    option("subscribe-token-file", "", "the same, read from a file")
+        .sets(TokenFile(|config| &mut config.subscribe_token)),
+    option("allow-origin", "", "let pages of this origin in; once for each, or several with commas between")
+        .reads("ORIGIN", |config, text| {
             for origin in text.split(',') {
                 config.allow_origin.push(Origin::new(origin.trim())?);
             }
             Ok(())
         }),
-    },
-    Setting {
-        name: "open",
-        value: "",
-        default: "",
-        help: "let anybody who can connect write, not this machine alone",
-        set: Text(|config, text| switch(text).map(|on| config.open = on)),
-    },
-    Setting {
-        name: "lab",
-        value: "",
-        default: "",
-        help: "let whoever may write break connections, to see clients heal: GET /lab",
-        set: Text(|config, text| switch(text).map(|on| config.lab = on)),
-    },
-    Setting {
-        name: "verbose",
-        value: "",
-        default: "",
-        help: "log publishes, too",
-        set: Text(|config, text| switch(text).map(|on| config.verbose = on)),
-    },
+    option("open", "", "let anybody who can connect write, not this machine alone")
+        .sets(Switch(|config| &mut config.open)),
+    option("lab", "", "let whoever may write break connections, to see clients heal: GET /lab")
+        .sets(Switch(|config| &mut config.lab)),
+    option("verbose", "", "log publishes, too").sets(Switch(|config| &mut config.verbose)),
 ];
 
-/// What the arguments of `statecast serve` say, and the environment where they do not.
+/// Reads the arguments of `statecast serve`, and the environment for what they do not set.
 pub(super) fn read(
     arguments: lexopt::Parser,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Read<Config>, String> {
-    let mut config = Config { log: true, ..Config::default() };
+    // The library's default is a free port. The page and the README say 8080.
+    let listen = vec![SocketAddr::from(([127, 0, 0, 1], 8080))];
+    let mut config = Config { listen, log: true, ..Config::default() };
     for setting in SETTINGS {
-        // The first is the command's own default; the page and the README say 8080.
-        let default = Some(setting.default).filter(|_| setting.name == "listen").map(OsString::from);
-        let variable_name = setting.variable();
-        if let Some(value) = variable(&variable_name).or(default) {
-            setting.set_to(&mut config, &value, &variable_name)?;
-        }
+        setting.set_from(&mut config, &variable)?;
     }
     let (config, words) = match settings::read("statecast", &[SETTINGS], config, arguments)? {
         Read::All(config, words) => (config, words),
         other => return Ok(other),
     };
-    if let Some(word) = words.first() {
-        let word = quoted(word);
+    if let Some(word) = words.first().map(|word| quoted(word)) {
         return Err(format!("unexpected argument {word}; statecast --help lists what there is"));
     }
     if config.open && config.publish_token.is_some() {
@@ -195,7 +84,6 @@ pub(super) fn read(
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
-    use std::net::SocketAddr;
     use std::os::unix::ffi::OsStrExt;
     use std::time::Duration;
 

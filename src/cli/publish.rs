@@ -1,46 +1,43 @@
 //! `statecast set` and `statecast send`: data on its way to the server, over one kept-alive connection.
 //!
-//! The one rule: of standard input nothing is lost. A line is sent again until it has an answer, and the next one is not
-//! sent before.
+//! The one rule: no line of standard input is lost. A line is sent again until it has an answer, and the next line waits
+//! for that.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use ureq::{Agent, Proxy};
+use ureq::Agent;
+use ureq::http::header::{CONTENT_TYPE, LOCATION};
+use ureq::http::{HeaderValue, Method};
 
 use crate::cli::commands::Client;
-use crate::client::event_source::{agent_config, may_pass, refusal_text, retry_after, wait_after};
-use crate::client::proxy::{failure, proxy_for};
-use crate::client::url::{check_url, invalid};
+use crate::client::http::{Endpoint, agent_config, header, may_pass, refusal_text, retry_after, wait_after};
 use crate::document::without_mark;
 
-/// A line with more is refused without asking the server: there is memory for it, but no use.
+/// The longest line that is sent. The server would refuse more.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
-/// For each read and write.
+/// The limit for each read and write.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Less than the server keeps an idle connection (75 s), and more than a minute.
+/// How long a connection is used again: more than a minute, and less than the 75 s that the server keeps it.
 const MAX_IDLE: Duration = Duration::from_secs(70);
 
-/// The first wait of a line whose second try has failed, too.
+/// The first wait, after the second try of a line has failed.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Between two looks at the progress.
-const PROGRESS: Duration = Duration::from_millis(100);
-
-/// Merges into the document, and prints the id of each change but those of standard input. Blocks.
+/// Merges into the document, and prints the id of the change, but not the ids of lines. Blocks.
 ///
 /// # Errors
-/// Why it was refused, or could not be sent; with standard input, what the server will never take.
+/// Why the data were refused, or could not be sent. For lines, an answer that no other line would change.
 pub fn set(client: &Client) -> io::Result<()> {
     publish(client, &Publisher::new(client, client.target.state(), "application/merge-patch+json", true)?)
 }
 
-/// Publishes one-off events, and prints their ids as `set` does. Blocks.
+/// Publishes one-off events, and prints the id as `set` does. Blocks.
 ///
 /// # Errors
 /// As for `set`.
@@ -56,19 +53,17 @@ fn publish(client: &Client, publisher: &Publisher) -> io::Result<()> {
         return publish_lines(publisher, BufReader::with_capacity(64 << 10, io::stdin().lock()));
     }
     match publisher.try_once(client.data.as_bytes()) {
-        Answer::Accepted(id) => match writeln!(io::stdout(), "{id}") {
+        Ok(id) => match writeln!(io::stdout(), "{id}") {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
             _ => Ok(()),
         },
-        Answer::Refused { text, .. } | Answer::Away { text, .. } => {
-            Err(io::Error::other(format!("{}: {text}", publisher.url)))
-        }
+        Err(Failure { text, .. }) => Err(publisher.error(&text)),
     }
 }
 
 /// Sends each line until it has been answered.
 fn publish_lines(publisher: &Publisher, mut input: BufReader<impl Read>) -> io::Result<()> {
-    let mut progress = Progress { is_shown: io::stderr().is_terminal(), sent: 0, refused: 0, shown: None };
+    let mut refused: u64 = 0;
     let mut line = Vec::new();
     let mut number: u64 = 0;
     while read_line(&mut input, &mut line)? {
@@ -84,25 +79,25 @@ fn publish_lines(publisher: &Publisher, mut input: BufReader<impl Read>) -> io::
         } else if std::str::from_utf8(data).is_err() {
             Some("it is not UTF-8".to_owned())
         } else {
-            publisher.persist(data, |text| progress.tell(&format!("line {number}: {text}; trying again")))?
+            publisher.persist(data, |text| tell(&format!("line {number}: {text}; trying again")))?
         };
-        match refusal {
-            None => progress.sent += 1,
-            Some(text) => {
-                progress.refused += 1;
-                progress.tell(&format!("line {number} is left out: {text}"));
-            }
+        if let Some(text) = refusal {
+            refused += 1;
+            tell(&format!("line {number} is left out: {text}"));
         }
-        progress.show(input.buffer().is_empty());
     }
-    progress.end();
-    match progress.refused {
+    match refused {
         0 => Ok(()),
         refused => Err(io::Error::other(format!("{refused} of {number} lines were left out"))),
     }
 }
 
-/// Reads a line without its end, or one that is too long as far as one byte beyond the limit. `false`: there is none.
+fn tell(text: &str) {
+    writeln!(io::stderr(), "statecast: {text}").ok();
+}
+
+/// Reads a line without its end, and says whether there was one. Of a line that is too long it keeps one byte more than the
+/// limit.
 fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     if input.by_ref().take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', line)? == 0 {
@@ -118,28 +113,25 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
 
 struct Publisher {
     agent: Agent,
+    endpoint: Endpoint,
     url: String,
-    /// What fails on the way there fails at this one.
-    proxy: Option<Proxy>,
-    content_type: &'static str,
-    headers: Vec<(String, String)>,
-    /// A change: `PATCH`, and a blank line is none. Else an event: `POST`, and a blank line is one.
+    /// It sends merge patches of the document, and not events.
     is_change: bool,
 }
 
-/// What became of one try.
-enum Answer {
-    /// The id.
-    Accepted(String),
-    Refused {
-        status: u16,
-        text: String,
-    },
-    /// No answer, or one that speaks of the moment; and when to try again, if it says.
-    Away {
-        text: String,
-        retry_after: Option<Duration>,
-    },
+/// Why data was not published.
+struct Failure {
+    text: String,
+    cause: Cause,
+}
+
+enum Cause {
+    /// The server does not take these data. It may take others.
+    Data,
+    /// The server takes no data so.
+    Request,
+    /// The server is busy or away. It may say how long.
+    Moment(Option<Duration>),
 }
 
 impl Publisher {
@@ -149,65 +141,55 @@ impl Publisher {
         content_type: &'static str,
         is_change: bool,
     ) -> io::Result<Publisher> {
-        let proxy = proxy_for(&check_url(&url)?, client.proxy.0.as_deref()).map_err(invalid)?;
+        let init = &client.init;
+        let mut endpoint = Endpoint::new(&url, init.token.as_ref(), &init.headers, init.proxy.as_deref())?;
+        endpoint.headers.append(CONTENT_TYPE, HeaderValue::from_static(content_type));
         // No limit for resolving a name: ureq would start a thread for each request to keep it.
         let config = agent_config()
-            .proxy(proxy.clone())
             .timeout_per_read(Some(PATIENCE))
             .timeout_per_write(Some(PATIENCE))
             .max_idle_age(MAX_IDLE);
-        let mut headers = client.headers.0.clone();
-        headers.extend(client.token.as_ref().map(|token| ("Authorization".to_owned(), token.bearer())));
-        Ok(Publisher { agent: config.build().into(), url, proxy, content_type, headers, is_change })
+        Ok(Publisher { agent: config.build().into(), endpoint, url, is_change })
     }
 
-    fn try_once(&self, body: &[u8]) -> Answer {
-        let agent = &self.agent;
-        let request = if self.is_change { agent.patch(&self.url) } else { agent.post(&self.url) };
-        let request = request.content_type(self.content_type);
-        let request = self.headers.iter().fold(request, |request, (name, value)| request.header(name, value));
-        let mut answer = match request.send(body) {
-            Ok(answer) => answer,
-            Err(error) => {
-                return Answer::Away { text: failure(error, self.proxy.as_ref()), retry_after: None };
-            }
-        };
+    /// Sends data once, and returns the id of the change or event.
+    fn try_once(&self, data: &[u8]) -> Result<String, Failure> {
+        let method = if self.is_change { Method::PATCH } else { Method::POST };
+        let answer = self.endpoint.ask(&self.agent, method, data);
+        let mut answer = answer.map_err(|text| Failure { text, cause: Cause::Moment(None) })?;
         let status = answer.status().as_u16();
         if status == 200 {
             // The body must be read for the connection to be kept. Cut, it was still an answer.
             let body = answer.body_mut().read_to_string().unwrap_or_default();
-            let id = serde_json::from_str::<Value>(&body).ok();
-            return Answer::Accepted(
-                id.and_then(|id| id["id"].as_str().map(str::to_owned)).unwrap_or_default(),
-            );
+            let json = serde_json::from_str::<Value>(&body).unwrap_or_default();
+            return Ok(json["id"].as_str().unwrap_or_default().to_owned());
         }
-        let retry_after = retry_after(answer.headers());
-        let location = answer.headers().get("Location").and_then(|location| location.to_str().ok());
-        let text = match location.map(str::to_owned) {
-            Some(location) => format!("the answer was {status}: the address is {location}"),
-            None => format!("the answer was {status}: {}", refusal_text(&mut answer)),
+        let cause = match (retry_after(answer.headers()), status) {
+            (None, 400 | 413 | 422) => Cause::Data,
+            (None, status) if !may_pass(status) => Cause::Request,
+            (time, _) => Cause::Moment(time),
         };
-        if retry_after.is_some() || may_pass(status) {
-            Answer::Away { text, retry_after }
-        } else {
-            Answer::Refused { status, text }
-        }
+        let why = match header(&answer, LOCATION) {
+            Some(location) => format!("the address is {location}"),
+            None => refusal_text(&mut answer),
+        };
+        Err(Failure { text: format!("the answer was {status}: {why}"), cause })
     }
 
-    /// Sends until there is an answer; returns why the data was refused, if it was. Tells of each new kind of failure.
+    /// Sends data until there is an answer, and returns why these data were refused, if they were. Tells of each new
+    /// kind of failure.
     ///
     /// # Errors
     /// The answer to a request that no other data would make right.
-    fn persist(&self, body: &[u8], mut tell: impl FnMut(&str)) -> io::Result<Option<String>> {
+    fn persist(&self, data: &[u8], tell: impl Fn(&str)) -> io::Result<Option<String>> {
         let mut told = String::new();
-        for failures in 0_u32.. {
-            let (text, retry_after) = match self.try_once(body) {
-                Answer::Accepted(_) => return Ok(None),
-                Answer::Refused { status: 400 | 413 | 422, text } => return Ok(Some(text)),
-                Answer::Refused { text, .. } => {
-                    return Err(io::Error::other(format!("{}: {text}", self.url)));
-                }
-                Answer::Away { text, retry_after } => (text, retry_after),
+        let mut failures: u32 = 0;
+        loop {
+            let (text, retry_after) = match self.try_once(data) {
+                Ok(_) => return Ok(None),
+                Err(Failure { text, cause: Cause::Data }) => return Ok(Some(text)),
+                Err(Failure { text, cause: Cause::Request }) => return Err(self.error(&text)),
+                Err(Failure { text, cause: Cause::Moment(time) }) => (text, time),
             };
             // The first try may have met a connection that the server was about to close: the second comes at once.
             if failures > 0 && text != told {
@@ -217,38 +199,11 @@ impl Publisher {
             if failures > 0 || retry_after.is_some() {
                 thread::sleep(wait_after(failures.saturating_sub(1), retry_after.unwrap_or(RETRY)));
             }
-        }
-        unreachable!("a wait of half a second and more does not end {} times", u32::MAX)
-    }
-}
-
-/// Counts, for a terminal.
-struct Progress {
-    is_shown: bool,
-    sent: u64,
-    refused: u64,
-    shown: Option<Instant>,
-}
-
-impl Progress {
-    /// Shows the counts, if they were not just shown or if nothing more comes soon.
-    fn show(&mut self, is_idle: bool) {
-        if self.is_shown && (is_idle || self.shown.is_none_or(|shown| shown.elapsed() > PROGRESS)) {
-            write!(io::stderr(), "\r{} sent, {} left out ", self.sent, self.refused).ok();
-            self.shown = Some(Instant::now());
+            failures = failures.saturating_add(1);
         }
     }
 
-    /// A line of text, in place of the counts.
-    fn tell(&self, text: &str) {
-        let start = if self.is_shown { "\r\x1b[K" } else { "" };
-        writeln!(io::stderr(), "{start}statecast: {text}").ok();
-    }
-
-    fn end(&mut self) {
-        self.show(true);
-        if self.is_shown {
-            writeln!(io::stderr()).ok();
-        }
+    fn error(&self, text: &str) -> io::Error {
+        io::Error::other(format!("{}: {text}", self.url))
     }
 }

@@ -1,38 +1,78 @@
-//! Options as a table: flag, environment variable, default and help are said once, in one row.
+//! Options as a table: name, environment variable, default and help stand in one row.
 //!
-//! `config` has the table of the server, `commands` those of the clients. The one rule: what is wrong is said in one
-//! line, with what would be right, and never with a secret.
+//! `options` has the table of the server, `commands` has those of the clients. The one rule: an error is one line that
+//! says what would be right, and it never shows a secret.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::token::Token;
+use crate::units::{duration, size};
 
 /// One option of a command that fills a `T`.
 pub(crate) struct Setting<T: 'static> {
-    /// Without the dashes; upper case with underscores behind `STATECAST_` in the environment.
+    /// The flag without its dashes. In capitals, with underscores, behind `STATECAST_` it is the variable.
     pub name: &'static str,
-    /// What stands for the value in the help; empty for a switch.
+    /// The word for the value in the help. Empty for a switch.
     pub value: &'static str,
+    /// The default in the help. Empty for none.
     pub default: &'static str,
-    pub help: &'static str,
-    pub set: Set<T>,
+    help: &'static str,
+    set: Set<T>,
 }
 
-/// How a value gets to where it belongs; else what would be right. Nothing is changed on the way there: what is no text is
-/// refused, and never taken for a setting that is not there.
+/// The kind of a value, and its place in a `T`. A value of another kind is an error, and nothing is set.
 pub(crate) enum Set<T: 'static> {
-    /// Text is UTF-8.
-    Text(fn(&mut T, &str) -> Result<(), String>),
-    /// The path of a file or folder has any bytes.
-    Path(fn(&mut T, &OsStr) -> Result<(), String>),
+    Switch(fn(&mut T) -> &mut bool),
+    Time(fn(&mut T) -> &mut Duration),
+    Size(fn(&mut T) -> &mut usize),
+    Token(fn(&mut T) -> &mut Option<Token>),
+    TokenFile(fn(&mut T) -> &mut Option<Token>),
+    /// A path has any bytes. The help calls it `FILE` or `DIR`.
+    Path(&'static str, fn(&mut T) -> &mut Option<PathBuf>),
+    /// UTF-8 that a function reads. An error is what would be right.
+    Text(&'static str, fn(&mut T, &str) -> Result<(), String>),
 }
 
-/// What the arguments of a command come to.
+/// What the help says of an option.
+pub(crate) struct Named(&'static str, &'static str, &'static str);
+
+/// Begins a row of a table: the name, the default and the help.
+pub(crate) const fn option(name: &'static str, default: &'static str, help: &'static str) -> Named {
+    Named(name, default, help)
+}
+
+impl Named {
+    /// Ends the row.
+    pub const fn sets<T>(self, set: Set<T>) -> Setting<T> {
+        let Named(name, default, help) = self;
+        let value = match &set {
+            Set::Switch(_) => "",
+            Set::Time(_) => "TIME",
+            Set::Size(_) => "SIZE",
+            Set::Token(_) => "TOKEN",
+            Set::TokenFile(_) => "FILE",
+            Set::Path(value, _) | Set::Text(value, _) => value,
+        };
+        Setting { name, value, default, help, set }
+    }
+
+    /// Ends the row with a text that the function reads. `value` is the word for it in the help.
+    pub const fn reads<T>(
+        self,
+        value: &'static str,
+        set: fn(&mut T, &str) -> Result<(), String>,
+    ) -> Setting<T> {
+        self.sets(Set::Text(value, set))
+    }
+}
+
+/// The arguments of a command.
 #[derive(Debug)]
 pub(crate) enum Read<T> {
-    /// All options, and the words beside them.
+    /// The options, and the words beside them.
     All(T, Vec<OsString>),
     Help,
     Version,
@@ -43,29 +83,41 @@ impl<T> Setting<T> {
         matches!(self.value, "TOKEN" | "HEADER" | "PROXY")
     }
 
-    fn flag(&self) -> String {
-        format!("--{}", self.name)
-    }
-
+    /// The name of its environment variable.
     pub fn variable(&self) -> String {
         format!("STATECAST_{}", self.name.replace('-', "_").to_ascii_uppercase())
     }
 
-    pub fn set_to(&self, target: &mut T, value: &OsStr, said_by: &str) -> Result<(), String> {
+    /// Sets the value that `source` has: the flag or the variable.
+    pub fn set_to(&self, target: &mut T, value: &OsStr, source: &str) -> Result<(), String> {
+        let text = || value.to_str().ok_or_else(|| "UTF-8".to_owned());
         let result = match self.set {
-            Set::Text(set) => {
-                value.to_str().ok_or_else(|| "UTF-8".to_owned()).and_then(|text| set(target, text))
-            }
-            Set::Path(set) => set(target, value),
+            Set::Switch(place) => text().and_then(switch).map(|on| *place(target) = on),
+            Set::Time(place) => text().and_then(duration).map(|time| *place(target) = time),
+            Set::Size(place) => text().and_then(size).map(|bytes| *place(target) = bytes),
+            Set::Token(place) => text().and_then(Token::new).map(|token| *place(target) = Some(token)),
+            Set::TokenFile(place) => token_in(value).map(|token| *place(target) = Some(token)),
+            Set::Path(_, place) => path(value).map(|path| *place(target) = Some(path)),
+            Set::Text(_, set) => text().and_then(|text| set(target, text)),
         };
         result.map_err(|right| {
             let shown = if self.is_secret() { String::new() } else { format!(" {}", quoted(value)) };
-            format!("{said_by}{shown}: must be {right}")
+            format!("{source}{shown}: must be {right}")
         })
+    }
+
+    /// Sets what the environment says, if it says something.
+    pub fn set_from(
+        &self,
+        target: &mut T,
+        variable: &impl Fn(&str) -> Option<OsString>,
+    ) -> Result<(), String> {
+        let name = self.variable();
+        variable(&name).map_or(Ok(()), |value| self.set_to(target, &value, &name))
     }
 }
 
-/// Reads arguments into `target`, which has what the environment says.
+/// Reads arguments over what the environment has set in `target`.
 pub(crate) fn read<T>(
     command: &str,
     tables: &[&[Setting<T>]],
@@ -82,13 +134,12 @@ pub(crate) fn read<T>(
                 let setting = setting.ok_or_else(|| {
                     format!("no option --{}; {command} --help lists them", name.escape_debug())
                 })?;
-                let value = if setting.value.is_empty() {
-                    "true".into()
-                } else {
-                    let value = arguments.value();
-                    value.map_err(|_| format!("--{} needs a {}", setting.name, setting.value))?
+                let flag = format!("--{}", setting.name);
+                let value = match setting.value {
+                    "" => "true".into(),
+                    word => arguments.value().map_err(|_| format!("{flag} needs a {word}"))?,
                 };
-                setting.set_to(&mut target, &value, &setting.flag())?;
+                setting.set_to(&mut target, &value, &flag)?;
             }
             lexopt::Arg::Value(word) => words.push(word),
             lexopt::Arg::Short(letter) => {
@@ -102,23 +153,22 @@ pub(crate) fn read<T>(
 
 /// The lines of the help for a table.
 pub(crate) fn list<T>(table: &[Setting<T>]) -> String {
-    let mut text = String::new();
-    for setting in table {
-        let flag = format!("{} {}", setting.flag(), setting.value);
-        let default = match setting.default {
-            "" => String::new(),
-            default => format!(" [{default}]"),
-        };
-        writeln!(text, "  {flag:<34}{}{default}", setting.help).expect("writing to a String cannot fail");
-    }
-    text
+    table.iter().fold(String::new(), |mut text, Setting { name, value, default, help, .. }| {
+        let default = if default.is_empty() { String::new() } else { format!(" [{default}]") };
+        writeln!(text, "  {:<34}{help}{default}", format!("--{name} {value}")).expect("a String takes all");
+        text
+    })
 }
 
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| "a number".to_owned())
 }
 
-pub(crate) fn switch(text: &str) -> Result<bool, String> {
+pub(crate) fn count_from_1(text: &str) -> Result<usize, String> {
+    count(text).ok().filter(|count| *count > 0).ok_or_else(|| "a number from 1".to_owned())
+}
+
+fn switch(text: &str) -> Result<bool, String> {
     match text {
         "1" | "true" | "yes" | "on" => Ok(true),
         "" | "0" | "false" | "no" | "off" => Ok(false),
@@ -127,17 +177,17 @@ pub(crate) fn switch(text: &str) -> Result<bool, String> {
 }
 
 /// A value in one line, whatever its bytes are.
-#[allow(clippy::unnecessary_debug_formatting, reason = "line ends and what is no text are to be seen")]
+#[allow(clippy::unnecessary_debug_formatting, reason = "line ends and bytes that are no text are to be seen")]
 pub(crate) fn quoted(value: &OsStr) -> String {
     format!("{value:?}")
 }
 
-pub(crate) fn path(path: &OsStr) -> Result<PathBuf, String> {
-    if path.is_empty() { Err("a path".to_owned()) } else { Ok(path.into()) }
+fn path(value: &OsStr) -> Result<PathBuf, String> {
+    if value.is_empty() { Err("a path".to_owned()) } else { Ok(value.into()) }
 }
 
-/// The token that a file holds; a byte order mark before it and one line end behind it are not part of it.
-pub(crate) fn token_in(file: &OsStr) -> Result<Token, String> {
+/// The token in a file, without a byte order mark before it and one line end behind it.
+fn token_in(file: &OsStr) -> Result<Token, String> {
     let text = std::fs::read_to_string(file).map_err(|error| format!("a file that can be read: {error}"))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let line = text.strip_suffix('\n').unwrap_or(text);

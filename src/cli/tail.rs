@@ -1,7 +1,7 @@
 //! `statecast tail`: a stream on standard output.
 //!
-//! The one rule: what is shown is what an `EventSource` gives, each event once, and at once. A closed pipe is a quiet
-//! end, also while nothing comes.
+//! The one rule: it shows what an `EventSource` gives, each event once, and at once. A closed pipe is a quiet end, also
+//! while no event comes.
 
 use std::io::{self, ErrorKind, StdoutLock, Write};
 use std::thread;
@@ -14,37 +14,35 @@ use crate::client::replica::Follower;
 use crate::document::to_json;
 use crate::sse::parser::Event;
 
-/// Shows a stream until it has shown enough, the pipe is closed, or the server will have no more of it. Blocks.
+/// Shows a stream until enough is shown, the pipe is closed, or the server has nothing more. Blocks.
 ///
 /// # Errors
-/// Why the server refused, or output failed.
+/// Why the server refused, or why output failed.
 pub fn tail(client: &Client) -> io::Result<()> {
     let url = client.target.events();
-    let mut source = EventSource::with(&url, client.event_source_init())?;
+    let mut source = EventSource::with(&url, client.init.clone())?;
     let handle = source.handle();
     close_with_stdout(handle.clone())?;
-    let mut shown = Shown { client, out: io::stdout().lock(), follower: Follower::default(), told: None };
+    let (out, follower) = (io::stdout().lock(), Follower::default());
+    let mut shown = Shown { client, out, failure: None, follower, told: None };
     let mut left = if client.once { 1 } else { client.count.unwrap_or(u64::MAX) };
     while left > 0 {
-        let mut raw = Ok(());
         let step = source.step(&mut |bytes| {
-            if client.raw && raw.is_ok() {
-                raw = shown.write(bytes);
+            if client.raw {
+                shown.write(bytes);
             }
         });
-        let is_shown = match (raw, step) {
-            (Err(error), _) => Err(error),
-            (Ok(()), Some(Step::Event(event))) => shown.show(&event, &mut source),
-            (Ok(()), Some(Step::Lost(reason, wait))) => {
+        match step {
+            Some(Step::Event(event)) => left -= u64::from(shown.show(&event, &mut source)),
+            Some(Step::Lost(reason, wait)) => {
                 shown.tell(reason, &format!("connecting again in {} ms", wait.as_millis() as u64));
-                Ok(false)
             }
-            (Ok(()), None) => break,
-        };
-        match is_shown {
-            Ok(is_shown) => left -= u64::from(is_shown),
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(error),
+            None => break,
+        }
+        match shown.failure.take() {
+            Some(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            Some(error) => return Err(error),
+            None => {}
         }
     }
     match handle.reason() {
@@ -58,27 +56,28 @@ pub fn tail(client: &Client) -> io::Result<()> {
 struct Shown<'a> {
     client: &'a Client,
     out: StdoutLock<'static>,
+    /// Why output has failed.
+    failure: Option<io::Error>,
     follower: Follower,
-    /// The loss that was told last; a server that is away is told of once.
+    /// The last loss that was told. A server that is away is told of once.
     told: Option<Reason>,
 }
 
 impl Shown<'_> {
     /// Shows an event, and says whether it counts.
-    fn show(&mut self, event: &Event, source: &mut EventSource) -> io::Result<bool> {
+    fn show(&mut self, event: &Event, source: &mut EventSource) -> bool {
         self.told = None;
         let Client { raw, state, once, events, .. } = self.client;
-        if *raw {
-            return Ok(true);
-        }
-        let line = if *state || *once {
+        let line = if *raw {
+            return true;
+        } else if *state || *once {
             match self.follower.follow(event) {
                 Ok(true) => to_json(self.follower.document.as_ref().expect("it has changed")),
-                Ok(false) => return Ok(false),
+                Ok(false) => return false,
                 Err(why) => {
                     source.start_over(&*why);
                     self.tell(Reason::StartedOver(why), "asking for the document anew");
-                    return Ok(false);
+                    return false;
                 }
             }
         } else if events.is_empty() || events.contains(&event.name) {
@@ -86,15 +85,16 @@ impl Shown<'_> {
                 [&event.name, &event.data, &event.id].map(|text| to_json(&Value::from(text.as_str())));
             format!(r#"{{"event":{name},"data":{data},"id":{id}}}"#)
         } else {
-            return Ok(false);
+            return false;
         };
-        self.write(format!("{line}\n").as_bytes())?;
-        Ok(true)
+        self.write(format!("{line}\n").as_bytes());
+        true
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.out.write_all(bytes)?;
-        self.out.flush()
+    fn write(&mut self, bytes: &[u8]) {
+        if self.failure.is_none() {
+            self.failure = self.out.write_all(bytes).and_then(|()| self.out.flush()).err();
+        }
     }
 
     fn tell(&mut self, reason: Reason, next: &str) {
@@ -105,8 +105,8 @@ impl Shown<'_> {
     }
 }
 
-/// Closes the source when nobody reads our output any longer, so that `tail | head -1` ends with the first line and not
-/// at the second.
+/// Closes the source when nobody reads the output any longer. `tail | head -1` ends with the first line, and does not wait
+/// for the second.
 #[allow(unsafe_code)]
 fn close_with_stdout(source: EventSourceHandle) -> io::Result<()> {
     let wait = move || {
@@ -120,6 +120,6 @@ fn close_with_stdout(source: EventSourceHandle) -> io::Result<()> {
             source.close();
         }
     };
-    // It waits for as long as the process lives.
+    // The thread waits for as long as the process lives.
     thread::Builder::new().name("stdout".into()).spawn(wait).map(drop)
 }

@@ -1,24 +1,23 @@
-//! Which proxy a URL is asked through: the one that was named, else the environment's as curl reads it; and without any what
-//! is on this machine.
+//! The proxy for a URL: the one that was named, else the environment's as curl reads it. This machine needs none.
 //!
-//! `event_source` and `publish` ask it for each URL. The one rule: a proxy that was set is used or refused, never left out in
-//! silence, and its password is shown to nobody. ureq's own reading of the environment takes `HTTPS_PROXY` for `http://`,
-//! too, and leaves out what it does not understand (ureq 3.5 proxy.rs, `try_from_env`).
+//! `http` asks for each URL. The one rule: a proxy that was set is used or refused, never ignored in silence, and its
+//! password is never shown. ureq's own reading of the environment takes `HTTPS_PROXY` for `http://`, too, and ignores
+//! what it does not understand (ureq 3.5 proxy.rs, `try_from_env`).
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ureq::Proxy;
 use ureq::http::Uri;
 
-use crate::client::url::check_authority;
+use crate::client::url::check_server;
 
-/// The proxy for a URL; `None`: none. `named` counts for every URL, and says none where it is empty.
+/// The proxy for a URL, if it needs one. `named` is for every URL. An empty name means none.
 pub(crate) fn proxy_for(uri: &Uri, named: Option<&str>) -> Result<Option<Proxy>, String> {
     proxy_in(&|name| std::env::var_os(name), uri, named)
 }
 
-/// The same in another environment.
+/// The proxy for a URL in another environment.
 pub(crate) fn proxy_in(
     variable: &dyn Fn(&str) -> Option<OsString>,
     uri: &Uri,
@@ -34,71 +33,47 @@ pub(crate) fn proxy_in(
     if is_this_machine(&host) {
         return Ok(None);
     }
-    // As with curl, one that is empty is none; and HTTP_PROXY is not read, for a CGI program has it from whoever asks it.
+    // As with curl, an empty variable means none. HTTP_PROXY is not read: of a CGI program it is a header of the request.
     let first = |variables: &[&'static str]| {
         variables.iter().find_map(|name| Some((*name, variable(name).filter(|value| !value.is_empty())?)))
     };
     let is_https = uri.scheme_str() == Some("https");
     let of_scheme: &[_] = if is_https { &["https_proxy", "HTTPS_PROXY"] } else { &["http_proxy"] };
-    let Some(proxy) = first(of_scheme).or_else(|| first(&["all_proxy", "ALL_PROXY"])) else {
+    let Some((name, proxy)) = first(&[of_scheme, &["all_proxy", "ALL_PROXY"]].concat()) else {
         return Ok(None);
     };
-    let text =
-        |(name, value): (&str, OsString)| value.into_string().map_err(|_| format!("{name}: must be UTF-8"));
+    let text = |name, value: OsString| value.into_string().map_err(|_| format!("{name}: must be UTF-8"));
+    let exempt = first(&["no_proxy", "NO_PROXY"]).map(|(name, value)| text(name, value)).transpose()?;
     let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
-    let exempt = first(&["no_proxy", "NO_PROXY"]).map(text).transpose()?.unwrap_or_default();
-    if exempt.split([',', ' ', '\t']).any(|entry| matches(entry, &host, port)) {
+    if exempt.is_some_and(|list| list.split([',', ' ', '\t']).any(|entry| matches(entry, &host, port))) {
         return Ok(None);
     }
-    let name = proxy.0;
-    read(&text(proxy)?).map(Some).map_err(|right| format!("{name}: must be {right}"))
+    read(&text(name, proxy)?).map(Some).map_err(|right| format!("{name}: must be {right}"))
 }
 
-/// A proxy that we can speak with; else what would be right.
+/// A proxy that ureq can speak with. An error says what would be right.
 pub(crate) fn read(text: &str) -> Result<Proxy, String> {
-    let right = || "a proxy of HTTP, such as http://proxy.example:3128".to_owned();
+    const RIGHT: &str = "a proxy of HTTP, such as http://proxy.example:3128";
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let uri: Uri = url.parse().map_err(|_| right())?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") if cfg!(feature = "tls") => {}
-        Some("https") => {
-            return Err(format!("{}; https needs statecast built with the feature tls", right()));
-        }
-        _ => return Err(right()),
-    }
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
-    let host_and_port = authority.rsplit('@').next().unwrap_or_default();
-    check_authority(host_and_port).map_err(|why| format!("{}: {why}", right()))?;
-    Proxy::new(&url).map_err(|_| right())
-}
-
-/// What went wrong, and whether it was with a proxy: beyond it we see nothing.
-pub(crate) fn failure(error: ureq::Error, proxy: Option<&Proxy>) -> String {
-    let error = error.into_io();
-    match proxy {
-        Some(proxy) => format!("the proxy {}:{}: {error}", proxy.host(), proxy.port()),
-        None => error.to_string(),
-    }
+    let uri: Uri = url.parse().map_err(|_| RIGHT)?;
+    check_server(&uri).map_err(|why| format!("{RIGHT}: {why}"))?;
+    Ok(Proxy::new(&url).map_err(|_| RIGHT)?)
 }
 
 /// Whether a host is this machine by its name. Names are not resolved.
 fn is_this_machine(host: &str) -> bool {
-    if let Ok(address) = host.parse::<Ipv6Addr>() {
-        return match address.to_ipv4_mapped() {
-            Some(address) => address.is_loopback() || address.is_unspecified(),
-            None => address.is_loopback() || address.is_unspecified(),
-        };
+    if let Ok(address) = host.parse::<IpAddr>() {
+        let address = address.to_canonical();
+        return address.is_loopback() || address.is_unspecified();
     }
     // 127.1 is short for 127.0.0.1.
-    let is_loopback = host
-        .strip_prefix("127.")
-        .is_some_and(|rest| rest.chars().all(|letter| letter.is_ascii_digit() || letter == '.'));
-    is_loopback || host == "0.0.0.0" || host == "localhost" || host.ends_with(".localhost")
+    let is_digits = |rest: &str| rest.chars().all(|letter| letter.is_ascii_digit() || letter == '.');
+    let is_loopback = host.strip_prefix("127.").is_some_and(is_digits);
+    is_loopback || host == "localhost" || host.ends_with(".localhost")
 }
 
-/// Whether an entry of `NO_PROXY` names the host: `example.org` with all names below it, also as `.example.org` or
-/// `*.example.org`; an address; a net, `10.0.0.0/8`; each with `:PORT` for that port alone; or `*`.
+/// Whether an entry of `no_proxy` names the host. `example.org`, `.example.org` and `*.example.org` are this name and all names
+/// below it. An entry may also be an address, or a net: `10.0.0.0/8`. Behind `:` is the only port. `*` names all hosts.
 fn matches(entry: &str, host: &str, port: u16) -> bool {
     if entry == "*" {
         return true;
@@ -121,23 +96,20 @@ fn matches(entry: &str, host: &str, port: u16) -> bool {
     !name.is_empty() && host.strip_suffix(name).is_some_and(|below| below.is_empty() || below.ends_with('.'))
 }
 
-/// Whether an address is the one of the text, or within its net.
+/// Whether an address is in a net, `10.0.0.0/8`, or is the only one in it.
 fn is_within(address: IpAddr, net: &str) -> bool {
     let (net, bits) = net.split_once('/').unwrap_or((net, ""));
     let all_bits = if address.is_ipv4() { 32 } else { 128 };
-    let bits = if bits.is_empty() { Some(all_bits) } else { bits.parse().ok() };
-    let (Some(bits), Ok(net)) = (bits.filter(|bits| *bits <= all_bits), net.parse()) else {
+    let bits = if bits.is_empty() { Ok(all_bits) } else { bits.parse() };
+    let (Ok(bits), Ok(net)) = (bits, net.parse()) else {
         return false;
     };
-    match (address, net) {
-        (IpAddr::V4(address), IpAddr::V4(net)) => {
-            (address.to_bits() ^ net.to_bits()).checked_shr(all_bits - bits).unwrap_or(0) == 0
-        }
-        (IpAddr::V6(address), IpAddr::V6(net)) => {
-            (address.to_bits() ^ net.to_bits()).checked_shr(all_bits - bits).unwrap_or(0) == 0
-        }
-        _ => false,
-    }
+    let same_bits = match (address, net) {
+        (IpAddr::V4(address), IpAddr::V4(net)) => (address.to_bits() ^ net.to_bits()).leading_zeros(),
+        (IpAddr::V6(address), IpAddr::V6(net)) => (address.to_bits() ^ net.to_bits()).leading_zeros(),
+        _ => return false,
+    };
+    bits <= same_bits
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! A live copy of the document: `init` replaces it, every `update` is merged into it.
 //!
-//! `tail` prints what a [`Follower`] has; a [`Replica`] keeps one current in a thread of its own. The one rule: a copy
-//! is never silently wrong. An event that cannot follow what is there makes the source start over.
+//! `tail` prints the document of a [`Follower`]. A [`Replica`] keeps a follower current in a thread of its own. The one rule:
+//! a copy is never silently wrong. An event that does not fit the document makes the source start over.
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -33,33 +33,29 @@ use crate::sse::parser::Event;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// It goes on until it is dropped, or the source has closed.
+/// It follows the source until it is dropped, or the source has closed.
 pub struct Replica {
-    shared: Arc<Shared>,
+    copy: Arc<LiveCopy>,
     source: EventSourceHandle,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
-    state: Mutex<State>,
+/// What a replica and its thread share.
+#[derive(Default)]
+struct LiveCopy {
+    follower: Mutex<Follower>,
     changed: Condvar,
 }
 
-#[derive(Default)]
-struct State {
-    follower: Follower,
-    has_ended: bool,
-}
-
-/// The document was not so in time, or the source has closed.
+/// The error of [`Replica::wait_until`]: the document was not so in time, or the source has closed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NotSo {
-    /// What it was at last; `None` if none has come.
+    /// The document at last. `None` if none has come.
     pub document: Option<Arc<Value>>,
-    /// Why the source last had to connect anew, or has closed.
+    /// Why the source last connected anew, or has closed.
     pub reason: Option<Reason>,
-    /// The source has closed: there was no use in waiting longer.
+    /// The source has closed, so that there was no use in waiting longer.
     pub has_ended: bool,
 }
 
@@ -86,50 +82,50 @@ impl From<NotSo> for io::Error {
 }
 
 impl Replica {
-    /// Keeps a copy of what a source tells: the stream of a server's document or of a topic, from its present on.
+    /// Keeps a copy of the document or topic that a source streams, from the present on.
     ///
     /// # Errors
-    /// The system's, if there can be no thread.
+    /// The system starts no thread.
     pub fn follow(mut source: EventSource) -> io::Result<Replica> {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let copy = Arc::<LiveCopy>::default();
         let handle = source.handle();
-        let for_thread = Arc::clone(&shared);
+        let for_thread = Arc::clone(&copy);
         let run = move || {
             while let Some(event) = source.next() {
-                let followed = for_thread.lock().follower.follow(&event);
+                let followed = lock(&for_thread.follower).follow(&event);
                 match followed {
                     Ok(false) => {}
                     Ok(true) => for_thread.changed.notify_all(),
                     Err(why) => source.start_over(why),
                 }
             }
-            for_thread.lock().has_ended = true;
+            lock(&for_thread.follower).has_ended = true;
             for_thread.changed.notify_all();
         };
         let thread = thread::Builder::new().name("replica".into()).spawn(run)?;
-        Ok(Replica { shared, source: handle, thread: Some(thread) })
+        Ok(Replica { copy, source: handle, thread: Some(thread) })
     }
 
-    /// The document now; `None` until the first has come. An absent topic is `null`.
+    /// The document now. `None` until the first has come. An absent topic is `null`.
     #[must_use]
     pub fn current(&self) -> Option<Arc<Value>> {
-        self.shared.lock().follower.document.clone()
+        lock(&self.copy.follower).document.clone()
     }
 
-    /// The id of the change that the document is current as of.
+    /// The id of the last change of the document.
     #[must_use]
     pub fn last_event_id(&self) -> Option<EventId> {
-        self.shared.lock().follower.last_event_id
+        lock(&self.copy.follower).last_event_id
     }
 
-    /// How the source is.
+    /// A handle on the source: its state, and why its last connection ended.
     #[must_use]
     pub fn source(&self) -> &EventSourceHandle {
         &self.source
     }
 
-    /// Waits for a document of which the predicate is true, now or within the time, and returns it. The predicate sees
-    /// the present document and then, as fast as it looks at them, later ones; not necessarily each.
+    /// Waits until the predicate is true of the document, and returns that document. The predicate sees the present
+    /// document, and then later ones. It may miss some, if they come faster than it looks.
     ///
     /// # Errors
     /// The document was not so in time, or the source has closed.
@@ -141,19 +137,16 @@ impl Replica {
         let start = Instant::now();
         let mut seen = 0;
         loop {
-            let mut state = self.shared.lock();
-            while state.follower.changes == seen {
-                let left = timeout.saturating_sub(start.elapsed());
-                if state.has_ended || left.is_zero() {
-                    let document = state.follower.document.clone();
-                    return Err(NotSo { document, reason: self.source.reason(), has_ended: state.has_ended });
-                }
-                let waited = self.shared.changed.wait_timeout(state, left);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let left = timeout.saturating_sub(start.elapsed());
+            let is_old = |follower: &mut Follower| follower.changes == seen && !follower.has_ended;
+            let waited = self.copy.changed.wait_timeout_while(lock(&self.copy.follower), left, is_old);
+            let follower = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let (document, has_ended) = (follower.document.clone(), follower.has_ended);
+            if follower.changes == seen {
+                return Err(NotSo { document, reason: self.source.reason(), has_ended });
             }
-            seen = state.follower.changes;
-            let document = state.follower.document.clone();
-            drop(state);
+            seen = follower.changes;
+            drop(follower);
             if let Some(document) = document.filter(|document| predicate(document)) {
                 return Ok(document);
             }
@@ -170,28 +163,24 @@ impl Drop for Replica {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-}
-
 /// A document, event by event.
 #[derive(Default)]
 pub(crate) struct Follower {
-    /// Changed in place, unless somebody holds it.
+    /// The document, changed in place unless somebody holds it.
     pub document: Option<Arc<Value>>,
     last_event_id: Option<EventId>,
     changes: u64,
-    /// An update may come next. Not before the first `init`, nor between `hello` or a failure and the next one.
+    /// An update may come next: there was an `init`, and neither a `hello` nor a failure after it.
     is_followed: bool,
+    /// No event will come.
+    has_ended: bool,
 }
 
 impl Follower {
-    /// Applies an event, and says whether the document is another now.
+    /// Applies an event, and says whether the document has changed.
     ///
     /// # Errors
-    /// Why the event does not follow. The document stays as it was, and cannot go on.
+    /// Why the event does not follow. The document stays as it was, and takes no update before the next `init`.
     pub fn follow(&mut self, event: &Event) -> Result<bool, String> {
         let result = self.apply(event);
         self.is_followed &= result.is_ok();
@@ -199,45 +188,36 @@ impl Follower {
     }
 
     fn apply(&mut self, event: &Event) -> Result<bool, String> {
+        let Event { name, data, id } = event;
         let parse = || {
-            serde_json::from_str::<Value>(&event.data).map_err(|error| {
-                let Event { name, id, .. } = event;
-                format!("{name} {id} is no JSON: {error}")
-            })
+            serde_json::from_str::<Value>(data).map_err(|error| format!("{name} {id} is no JSON: {error}"))
         };
-        let id = || event.id.parse::<EventId>().map_err(|error| format!("{}: {error}", event.name));
-        match event.name.as_str() {
+        let is_init = match name.as_str() {
             "hello" => {
                 let is_replay = parse()?["resume"] == "replay";
                 if is_replay && !self.is_followed {
                     return Err("the server goes on from a document that is not here".to_owned());
                 }
                 self.is_followed = is_replay;
-                Ok(false)
+                return Ok(false);
             }
-            "init" => {
-                let (document, id) = (parse()?, id()?);
-                self.document = Some(Arc::new(document));
-                self.last_event_id = Some(id);
-                self.is_followed = true;
-                self.changes += 1;
-                Ok(true)
+            "init" => true,
+            "update" => false,
+            _ => return Ok(false),
+        };
+        let (value, id) = (parse()?, id.parse().map_err(|error| format!("{name}: {error}"))?);
+        match (&mut self.document, self.last_event_id) {
+            (document, _) if is_init => *document = Some(Arc::new(value)),
+            (Some(_), Some(last)) if self.is_followed && id <= last => {
+                return Err(format!("update {id} came after {last}"));
             }
-            "update" => {
-                let (patch, id) = (parse()?, id()?);
-                let document = self.document.as_mut().filter(|_| self.is_followed);
-                let document = document.ok_or_else(|| format!("update {id} came before init"))?;
-                if Some(id) <= self.last_event_id {
-                    let last = self.last_event_id.as_ref().map(ToString::to_string).unwrap_or_default();
-                    return Err(format!("update {id} came after {last}"));
-                }
-                merge(Arc::make_mut(document), patch);
-                self.last_event_id = Some(id);
-                self.changes += 1;
-                Ok(true)
-            }
-            _ => Ok(false),
+            (Some(document), _) if self.is_followed => merge(Arc::make_mut(document), value),
+            _ => return Err(format!("update {id} came before init")),
         }
+        self.last_event_id = Some(id);
+        self.is_followed = true;
+        self.changes += 1;
+        Ok(true)
     }
 }
 

@@ -1,67 +1,60 @@
-//! Which URLs can be asked for: what a person gives, and what a redirect leads to.
+//! The URLs that can be asked: what a person gives, and what a redirect leads to.
 //!
-//! The one rule: a URL is judged before anything is sent. To http 1.5 a port that is none is no port
-//! (uri/authority.rs, `Authority::port`), and ureq asks port 80 instead, with the token.
-
-use std::io;
+//! The one rule: a URL is judged before anything is sent. http 1.5 takes a wrong port for no port (uri/authority.rs,
+//! `Authority::port`), and ureq would send the token to port 80.
 
 use ureq::http::Uri;
 
-/// Whether ureq as it was built can ask for this.
-pub(crate) fn check_url(url: &str) -> io::Result<Uri> {
-    let wrong = |why: &str| invalid(format!("{} is no URL: {why}", shown(url)));
+/// A URL that ureq as it was built can ask.
+pub(crate) fn check_url(url: &str) -> Result<Uri, String> {
+    let wrong = |why: &str| format!("{} is no URL: {why}", shown(url));
     let uri: Uri = url.parse().map_err(|error| wrong(&format!("{error}")))?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") if cfg!(feature = "tls") => {}
-        Some("https") => {
-            return Err(invalid(format!("{}: https needs statecast built with the feature tls", shown(url))));
-        }
-        _ => return Err(wrong("it begins with http://")),
-    }
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
-    if authority.contains('@') {
+    if authority(&uri).contains('@') {
         return Err(wrong("a user and a password belong into a header"));
     }
-    check_authority(authority).map_err(|why| wrong(&why))?;
+    check_server(&uri).map_err(|why| wrong(&why))?;
     Ok(uri)
 }
 
-/// Whether this is a host, with a port behind it or without; else why not.
-pub(crate) fn check_authority(authority: &str) -> Result<(), String> {
-    // An address of IPv6 has colons of its own, within brackets.
-    let host_end = if authority.starts_with('[') {
-        authority.find(']').map(|bracket| bracket + 1)
-    } else {
-        authority.find(':')
-    };
-    let (host, port) = authority.split_at(host_end.unwrap_or(authority.len()));
-    if host.is_empty() {
-        return Err("it names no host".to_owned());
+fn authority(uri: &Uri) -> &str {
+    uri.authority().map_or("", |authority| authority.as_str())
+}
+
+/// Checks that ureq can connect there: the scheme, the host and the port.
+pub(crate) fn check_server(uri: &Uri) -> Result<(), String> {
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") if cfg!(feature = "tls") => {}
+        Some("https") => return Err("https needs statecast built with the feature tls".to_owned()),
+        _ => return Err("it begins with http://".to_owned()),
     }
+    let server = authority(uri).rsplit('@').next().unwrap_or_default();
+    // An address of IPv6 has colons of its own, within brackets.
+    let host_end = match server.strip_prefix('[') {
+        Some(rest) => rest.find(']').map(|bracket| bracket + 2),
+        None => server.find(':'),
+    };
+    let (host, port) = server.split_at(host_end.unwrap_or(server.len()));
+    // Rust would also take a plus or zeros before the number.
+    let is_port = |digits: &str| !digits.starts_with(['+', '0']) && digits.parse::<u16>().is_ok();
     match port.strip_prefix(':') {
+        _ if host.is_empty() => Err("it names no host".to_owned()),
         None if port.is_empty() => Ok(()),
-        // A sign or a zero before the number would be taken, too.
-        Some(digits)
-            if digits.starts_with(|first| matches!(first, '1'..='9')) && digits.parse::<u16>().is_ok() =>
-        {
-            Ok(())
-        }
+        Some(digits) if is_port(digits) => Ok(()),
         _ => Err("a port is a number from 1 to 65535, without zeros before it".to_owned()),
     }
 }
 
-/// Where a redirect of `base` leads: RFC 3986, section 5.2, as far as it concerns HTTP.
-pub(crate) fn redirected(base: &Uri, location: &str) -> io::Result<Uri> {
+/// The URL that a redirect of `base` leads to: RFC 3986, section 5.2, as far as HTTP needs it.
+pub(crate) fn redirected(base: &Uri, location: &str) -> Result<Uri, String> {
     let location = location.split('#').next().unwrap_or_default();
     let is_of_scheme = |letter: char| letter.is_ascii_alphanumeric() || "+-.".contains(letter);
-    let scheme = location.split_once(':').filter(|(scheme, _)| scheme.chars().all(is_of_scheme));
-    if scheme.is_some() {
+    if location.split_once(':').is_some_and(|(scheme, _)| scheme.chars().all(is_of_scheme)) {
         return check_url(location);
     }
-    let base_scheme = base.scheme_str().unwrap_or_default();
+    let scheme = base.scheme_str().unwrap_or_default();
     if location.starts_with("//") {
-        return check_url(&format!("{base_scheme}:{location}"));
+        return check_url(&format!("{scheme}:{location}"));
     }
     let path = base.path();
     let path_and_query = match location.as_bytes().first() {
@@ -70,21 +63,18 @@ pub(crate) fn redirected(base: &Uri, location: &str) -> io::Result<Uri> {
         Some(b'?') => format!("{path}{location}"),
         Some(_) => format!("{}{location}", &path[..=path.rfind('/').unwrap_or(0)]),
     };
-    let authority = base.authority().map_or("", |authority| authority.as_str());
-    check_url(&format!("{base_scheme}://{authority}{}", without_dots(&path_and_query)))
+    check_url(&format!("{scheme}://{}{}", authority(base), without_dots(&path_and_query)))
 }
 
 /// A path, and the query behind it, without the segments `.` and `..`.
 fn without_dots(path_and_query: &str) -> String {
     let (path, query) = path_and_query.split_at(path_and_query.find('?').unwrap_or(path_and_query.len()));
     let mut kept = Vec::new();
-    for segment in path.split('/').skip(1) {
-        match segment {
-            "." => {}
-            ".." => {
-                kept.pop();
-            }
-            segment => kept.push(segment),
+    for segment in path.split('/').skip(1).filter(|segment| *segment != ".") {
+        if segment == ".." {
+            kept.pop();
+        } else {
+            kept.push(segment);
         }
     }
     if path.ends_with("/.") || path.ends_with("/..") {
@@ -93,7 +83,7 @@ fn without_dots(path_and_query: &str) -> String {
     format!("/{}{query}", kept.join("/"))
 }
 
-/// The URL without what may be secret in it: a query, and whatever there is where an @ is.
+/// The URL without its secrets: without a query, and without all that is before or behind an @.
 pub(crate) fn shown(url: &str) -> String {
     let scheme_end = url.find("://").map_or(0, |colon| colon + 3);
     let end = if url.contains('@') { Some(scheme_end) } else { url.find(['?', '#']) };
@@ -101,10 +91,6 @@ pub(crate) fn shown(url: &str) -> String {
         Some(end) => format!("\"{}...\"", url[..end].escape_debug()),
         None => format!("{url:?}"),
     }
-}
-
-pub(crate) fn invalid(text: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
 #[cfg(test)]
@@ -177,7 +163,7 @@ mod tests {
         for url in others {
             assert!(check_url(url).is_err(), "{url}");
         }
-        let line = check_url("http://a:80800/b?token=s3cret").unwrap_err().to_string();
+        let line = check_url("http://a:80800/b?token=s3cret").unwrap_err();
         assert_eq!(
             line,
             "\"http://a:80800/b...\" is no URL: a port is a number from 1 to 65535, without zeros before it"
@@ -203,7 +189,7 @@ mod tests {
             "user:s3cret@a",
         ];
         for url in urls {
-            let line = check_url(url).err().unwrap_or_else(|| panic!("{url}")).to_string();
+            let line = check_url(url).err().unwrap_or_else(|| panic!("{url}"));
             assert!(!line.contains("s3") && !line.contains("cret"), "{line}");
         }
     }
@@ -247,7 +233,7 @@ mod tests {
             "http:/x",
         ];
         for location in wrong {
-            let line = redirected(&base, location).err().unwrap_or_else(|| panic!("{location}")).to_string();
+            let line = redirected(&base, location).err().unwrap_or_else(|| panic!("{location}"));
             assert!(!line.contains("s3cret"), "{line}");
         }
     }

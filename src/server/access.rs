@@ -1,7 +1,7 @@
 //! Who may do what: secure without configuration, open when asked.
 //!
-//! `server` asks before it does anything. The one rule: a page of a foreign origin never writes, whatever else is
-//! allowed, because the visitor whose browser sends the request did not ask for it.
+//! `routes` asks before it does anything. The one rule: a page of a foreign origin never writes, whatever else is allowed,
+//! because the visitor whose browser sends the request did not ask for it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,16 +11,18 @@ use crate::server::config::Origin;
 use crate::server::route::Route;
 use crate::token::Token;
 
-/// What was configured.
+/// The rules that were configured.
 pub(crate) struct Rules {
+    /// Other machines may write without a token.
     pub is_open: bool,
     pub publish_token: Option<Token>,
     pub subscribe_token: Option<Token>,
+    /// The origins whose pages may read and write.
     pub origins: Vec<Origin>,
 }
 
 impl Rules {
-    /// Whether this call may do what it asks for.
+    /// Refuses a call that may not do what it asks for.
     pub fn check(&self, call: &Call, route: &Route) -> Result<(), Answer> {
         match (route, &call.method) {
             (_, Method::Options) | (Route::Health | Route::Metrics | Route::Page | Route::Lab, _) => Ok(()),
@@ -29,81 +31,60 @@ impl Rules {
         }
     }
 
-    /// Reading needs the subscribe token, if there is one; `EventSource` can send it in the query alone. Without any
-    /// token it needs a name of this machine, as writing does: a website whose name was pointed here is, to its
-    /// visitor's browser, the origin that it reads from.
+    /// Reading needs the subscribe token, if there is one. `EventSource` can send it in the query alone. Without any token
+    /// reading needs a name of this machine, as writing does: a website whose name was pointed here is, to its visitor's
+    /// browser, the origin that it reads from.
     fn check_reader(&self, call: &Call) -> Result<(), Answer> {
         let Some(token) = &self.subscribe_token else {
             let is_for_this_machine = self.publish_token.is_none() && !self.is_open && is_local(call);
-            // Browsers always say what host they ask for.
-            let is_foreign = call.host.as_deref().is_some_and(|host| !is_loopback_host(host));
-            return if is_for_this_machine && is_foreign {
-                Err(Answer::refusal(
-                    403,
-                    "without a token this is read as localhost or 127.0.0.1 alone, for any website's name can be \
-                     pointed here; for another name set --subscribe-token, and behind a proxy --publish-token or both",
-                ))
-            } else {
-                Ok(())
-            };
+            // A browser always says what host it asks for.
+            if is_for_this_machine && call.host.as_deref().is_some_and(|host| !is_loopback_host(host)) {
+                let text = "without a token this is read as localhost or 127.0.0.1 alone, for any website's name can be \
+                            pointed here; for another name set --subscribe-token, and behind a proxy --publish-token or both";
+                return Err(Answer::refusal(403, text));
+            }
+            return Ok(());
         };
-        let given = [call.bearer.as_deref(), call.parameter("token")];
-        let mut given = given.into_iter().flatten();
-        // No early end: how long it takes must not depend on which one is right.
+        // Both tokens are compared each time, so that the time says nothing of either.
         let is_known =
-            given.any(|text| token.is(text) | self.publish_token.as_ref().is_some_and(|own| own.is(text)));
-        if is_known {
-            Ok(())
-        } else {
-            Err(answers::unauthorized(
-                "reading needs the subscribe token: Authorization: Bearer TOKEN, or ?token=",
-            ))
-        }
-    }
-
-    /// Writing needs the publish token. Without one it is for this machine alone, and what comes through a proxy or
-    /// under a foreign name does not count as that.
-    fn check_writer(&self, call: &Call) -> Result<(), Answer> {
-        let refused = |text: &str| Err(Answer::refusal(403, text));
-        let host = call.host.as_deref().unwrap_or_default();
-        let is_foreign = |origin: &str| !is_same_origin(origin, host) && self.listed(origin).is_none();
-        if call.method != Method::Get
-            && call.method != Method::Head
-            && call.origin.as_deref().is_some_and(is_foreign)
-        {
-            return refused(
-                "writes from pages of another origin are refused; --allow-origin lists those that may",
-            );
-        }
-        if let Some(token) = &self.publish_token {
-            let is_known = call.bearer.as_deref().is_some_and(|text| token.is(text));
-            return if is_known {
-                Ok(())
-            } else {
-                Err(answers::unauthorized("this needs the publish token: Authorization: Bearer TOKEN"))
-            };
-        }
-        if self.is_open {
+            |text: &str| token.is(text) | self.publish_token.as_ref().is_some_and(|own| own.is(text));
+        if [call.bearer.as_deref(), call.parameter("token")].into_iter().flatten().any(is_known) {
             return Ok(());
         }
-        if !is_local(call) {
-            return refused("this is for the server's own machine alone; see --publish-token and --open");
-        }
-        if call.is_forwarded || call.is_http_1_0 {
-            return refused(
-                "this came through a proxy, and is for the server's own machine alone; see --publish-token",
-            );
-        }
-        if !is_loopback_host(host) {
-            return refused(
-                "this is for the server's own machine alone, as localhost or 127.0.0.1; see --publish-token",
-            );
-        }
-        Ok(())
+        let text = "reading needs the subscribe token: Authorization: Bearer TOKEN, or ?token=";
+        Err(answers::unauthorized(text))
     }
 
-    /// What a browser is told about a page of another origin: nothing, unless it is listed.
-    /// `preflight` is what the browser asks about first.
+    /// Writing needs the publish token. Without one it is for this machine alone. A call through a proxy or under a
+    /// foreign name does not count as one from this machine.
+    fn check_writer(&self, call: &Call) -> Result<(), Answer> {
+        let host = call.host.as_deref().unwrap_or_default();
+        let is_foreign = |origin: &str| !is_same_origin(origin, host) && self.listed(origin).is_none();
+        let is_write = !matches!(call.method, Method::Get | Method::Head);
+        let text = if is_write && call.origin.as_deref().is_some_and(is_foreign) {
+            "writes from pages of another origin are refused; --allow-origin lists those that may"
+        } else if let Some(token) = &self.publish_token {
+            if call.bearer.as_deref().is_some_and(|text| token.is(text)) {
+                return Ok(());
+            }
+            let text = "this needs the publish token: Authorization: Bearer TOKEN";
+            return Err(answers::unauthorized(text));
+        } else if self.is_open {
+            return Ok(());
+        } else if !is_local(call) {
+            "this is for the server's own machine alone; see --publish-token and --open"
+        } else if call.is_forwarded || call.is_http_1_0 {
+            "this came through a proxy, and is for the server's own machine alone; see --publish-token"
+        } else if !is_loopback_host(host) {
+            "this is for the server's own machine alone, as localhost or 127.0.0.1; see --publish-token"
+        } else {
+            return Ok(());
+        };
+        Err(Answer::refusal(403, text))
+    }
+
+    /// The headers that tell a browser what a page of another origin may do: nothing, unless the origin is listed.
+    /// `preflight` is the route that a browser asks about before it sends the page's request.
     pub fn cors_headers(
         &self,
         call: &Call,
@@ -115,16 +96,17 @@ impl Rules {
         // An answer for one origin must not be kept for another.
         let mut headers = vec![("Vary", "Origin".to_owned())];
         if let Some(origin) = call.origin.as_deref().and_then(|origin| self.listed(origin)) {
-            // Our own text, not the request's.
-            headers.push(("Access-Control-Allow-Origin", origin.as_str().to_owned()));
-            // `withCredentials`, for a proxy that knows its users by cookies; the server itself has none.
-            headers.push(("Access-Control-Allow-Credentials", "true".to_owned()));
-            headers.push(("Access-Control-Expose-Headers", "ETag, Retry-After".to_owned()));
+            let mut put = |name, value: &str| headers.push((name, value.to_owned()));
+            // The text of the configuration, because nothing of a request is echoed.
+            put("Access-Control-Allow-Origin", origin.as_str());
+            // For a proxy that knows its users by cookies, with `withCredentials`. The server itself has no cookies.
+            put("Access-Control-Allow-Credentials", "true");
+            put("Access-Control-Expose-Headers", "Date, ETag, Retry-After");
             if let Some(Ok(route)) = preflight {
-                headers.push(("Access-Control-Allow-Methods", route.methods().to_owned()));
+                put("Access-Control-Allow-Methods", route.methods());
                 let allowed = "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID";
-                headers.push(("Access-Control-Allow-Headers", allowed.to_owned()));
-                headers.push(("Access-Control-Max-Age", "600".to_owned()));
+                put("Access-Control-Allow-Headers", allowed);
+                put("Access-Control-Max-Age", "600");
             }
         }
         headers
@@ -140,10 +122,10 @@ fn is_local(call: &Call) -> bool {
     call.peer.ip().to_canonical().is_loopback()
 }
 
-/// Whether a page's origin is the host and port that it sent its request to. The scheme may differ: TLS can end at a
-/// proxy.
+/// Whether a page's origin has the host and port that its request was sent to. The scheme may differ, because TLS can end
+/// at a proxy.
 fn is_same_origin(origin: &str, host: &str) -> bool {
-    // No other scheme is a page's that this server has sent.
+    // No page that this server sent has another scheme.
     let (default_port, authority) = match (origin.strip_prefix("http://"), origin.strip_prefix("https://")) {
         (Some(authority), _) => (80, authority),
         (_, Some(authority)) => (443, authority),
@@ -154,8 +136,7 @@ fn is_same_origin(origin: &str, host: &str) -> bool {
     named(authority).is_some_and(|named_by_page| named(host) == Some(named_by_page))
 }
 
-/// Whether a `Host` names this machine to itself. A foreign name can be made to point here, and a browser would not
-/// know the difference.
+/// Whether a `Host` names this machine to itself. A foreign name can be made to point here, which no browser notices.
 fn is_loopback_host(host: &str) -> bool {
     match host_and_port(host) {
         Some((Named::Address(address), _)) => address.to_canonical().is_loopback(),
@@ -164,7 +145,7 @@ fn is_loopback_host(host: &str) -> bool {
     }
 }
 
-/// What a URL names a host by.
+/// How a URL names a host.
 #[derive(Debug, PartialEq)]
 enum Named {
     Address(IpAddr),
@@ -185,14 +166,15 @@ fn host_and_port(authority: &str) -> Option<(Named, Option<u16>)> {
         }
         (name.parse::<Ipv4Addr>().map_or(Named::Name(name), |address| Named::Address(address.into())), port)
     };
-    match port.strip_prefix(':') {
-        None if port.is_empty() => Some((host, None)),
-        Some("") => Some((host, None)),
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            Some((host, Some(digits.parse().ok()?)))
+    let port = match port {
+        "" | ":" => None,
+        _ => {
+            let digits =
+                port.strip_prefix(':').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+            Some(digits?.parse().ok()?)
         }
-        _ => None,
-    }
+    };
+    Some((host, port))
 }
 
 #[cfg(test)]

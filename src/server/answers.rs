@@ -1,4 +1,4 @@
-//! The answers of this server, and what it says of each refusal.
+//! The answers of this server, and the words of its refusals.
 
 use serde_json::Value;
 
@@ -10,16 +10,16 @@ use crate::hub::client::ClientStatus;
 use crate::server::pages::Page;
 use crate::sse::event::{EventId, Topic};
 
-/// All of it from here: no inline script, nothing from elsewhere, in nobody's frame.
+/// Everything comes from this server: no inline script, nothing from elsewhere. No other page may frame it.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What a publisher gets: the event's id.
+/// The answer to a publisher: the event's id.
 pub(super) fn published(id: EventId) -> Answer {
     Answer::json(format!("{{\"id\":\"{id}\"}}"))
 }
 
-/// A condition of the request does not hold.
+/// The refusal where a condition of the request does not hold.
 pub(super) fn failed(condition: Failed) -> Answer {
     let text = match condition {
         Failed::IfMatch => {
@@ -30,23 +30,23 @@ pub(super) fn failed(condition: Failed) -> Answer {
     Answer::refusal(412, text)
 }
 
-/// Who asks is not known.
+/// The refusal where the right token is missing.
 pub(super) fn unauthorized(text: &str) -> Answer {
     Answer::refusal(401, text).with("WWW-Authenticate", "Bearer")
 }
 
-/// No room for another client now.
+/// The refusal where there is no seat for another client.
 pub(super) fn full(full: Full) -> Answer {
     let (status, text) = match full {
         Full::Server => (503, "the server has all the clients it can carry; try again later"),
         Full::Address => (429, "this address has all the clients it may have; close one"),
         Full::Stopping => (503, "the server is stopping; try again later"),
     };
-    // At random, or all would come back together.
+    // At random, so that they do not all come back together.
     Answer::refusal(status, text).with("Retry-After", random_between(5, 15).to_string())
 }
 
-/// The path is there, the method is not.
+/// The refusal where the path does not know the method.
 pub(super) fn not_allowed(methods: &str) -> Answer {
     Answer::refusal(405, format!("this path knows {methods}")).with("Allow", methods)
 }
@@ -54,14 +54,14 @@ pub(super) fn not_allowed(methods: &str) -> Answer {
 /// The head of a stream.
 pub(super) fn stream_head() -> Answer {
     Answer { content: Content::Stream, ..Answer::empty(200) }
-        // Without the charset some clients read text as Latin-1 (Python's requests).
+        // Without the charset some clients, such as Python's requests, read text as Latin-1.
         .with("Content-Type", "text/event-stream; charset=utf-8")
         .with("Cache-Control", "no-store, no-transform")
-        // nginx would keep events back until it has a buffer full of them.
+        // Without this nginx keeps events back until they fill a buffer.
         .with("X-Accel-Buffering", "no")
 }
 
-/// A page, which the browser keeps but asks about each time.
+/// A page. The browser keeps it, and asks each time whether it has changed.
 pub(super) fn page(page: Page) -> Answer {
     Answer { content: page.content, ..Answer::empty(200) }
         .with("Content-Type", page.content_type)
@@ -77,7 +77,7 @@ pub(super) fn moved(location: String) -> Answer {
     Answer::empty(301).with("Location", location).with("Cache-Control", "no-cache")
 }
 
-/// This answer, or 304 if the client has it already, or 412 if it wants another one.
+/// The answer, or 304 if the client has it already, or 412 if the client wants another one.
 pub(super) fn given(answer: Answer, conditions: &Conditions) -> Answer {
     let tag = answer.headers.iter().find(|(name, _)| *name == "ETag").map_or("", |(_, tag)| tag);
     match conditions.judge_read(tag) {

@@ -1,7 +1,7 @@
 //! The server's handle: what a program does with a server that it started itself.
 //!
-//! It needs no token and no request, and does what the requests of the same name do. The one rule: whatever waits has a
-//! time limit, and says what there was instead.
+//! Its methods need no token, and do what the requests of the same name do. The one rule: a method that waits has a time
+//! limit, and its error says what there was instead.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use crate::lock::lock;
 use crate::server::Server;
 use crate::sse::event::{EventId, EventName, Topic};
 
-/// What a server remembers when it starts again. The document stays in any case.
+/// What a server remembers when it restarts. The document stays in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restart {
-    /// A client that comes back with its last id gets what it missed: `"resume":"replay"`, `reason` `known`.
+    /// The history. A client that comes back with its last id gets what it missed: `"resume":"replay"`, `reason` `known`.
     KeepHistory,
-    /// As a new process would: a client that comes back gets the document, `"resume":"init"`, `reason` `restart`.
+    /// No history, as a new process. A client that comes back gets the document: `"resume":"init"`, `reason` `restart`.
     ForgetHistory,
 }
 
@@ -53,8 +53,8 @@ impl ForTopic for &str {
 }
 
 impl Server {
-    /// Merges a patch into the document, or into one topic (RFC 7396), and returns the id of the `update`. It has not
-    /// been delivered by then; see [`wait_delivered`](Server::wait_delivered). Waits while delivery is far behind.
+    /// Merges a patch into the document, or into one topic (RFC 7396), and returns the id of the `update`. It returns before
+    /// delivery; see [`wait_delivered`](Server::wait_delivered). It waits only while delivery is far behind.
     ///
     /// ```
     /// use serde_json::json;
@@ -74,7 +74,7 @@ impl Server {
         self.hub.write(|document| document.patch(topic.as_ref(), patch))
     }
 
-    /// Replaces the document, or one topic. Subscribers get the smallest patch from the old value to the new.
+    /// Replaces the document, or one topic. Clients get the smallest patch from the old value to the new.
     ///
     /// # Errors
     /// As [`patch`](Server::patch).
@@ -92,8 +92,9 @@ impl Server {
         self.hub.write(|document| document.delete(topic.as_ref()))
     }
 
-    /// Publishes a one-off event that changes no state: chat, an alert. One of a topic reaches its stream, and `/events`
-    /// as `{"topic":data}`; one without reaches `/events` alone. Waits as [`patch`](Server::patch) does.
+    /// Publishes a one-off event, such as chat or an alert, which does not change the document. With a topic it reaches the
+    /// topic's stream, and `/events` as `{"topic":data}`. Without a topic it reaches `/events` alone. It waits as
+    /// [`patch`](Server::patch) does.
     ///
     /// ```
     /// use serde_json::json;
@@ -130,8 +131,8 @@ impl Server {
         self.hub.read(|document| document.value(topic.as_ref()))
     }
 
-    /// Waits until the document is as `is_so` wants it, and returns it: what a program publishes, a test waits for.
-    /// Of several changes in quick succession it may see the last one alone.
+    /// Waits until `is_so` holds for the document, and returns the document: a test waits so for what a program publishes.
+    /// `is_so` may miss changes that others follow at once.
     ///
     /// ```
     /// use std::time::Duration;
@@ -146,7 +147,7 @@ impl Server {
     /// ```
     ///
     /// # Errors
-    /// It was not so when the time was over; the error has the document.
+    /// It did not hold when the time was over. The error has the document.
     pub fn wait_for_state(
         &self,
         is_so: impl Fn(&Value) -> bool,
@@ -157,27 +158,25 @@ impl Server {
             document = self.state();
             is_so(&document).then_some(())
         });
-        match found {
-            Some(()) => Ok(document),
-            None => Err(TimedOut::State(document)),
-        }
+        if found.is_some() { Ok(document) } else { Err(TimedOut::State(document)) }
     }
 
-    /// The clients in the list, in the order of their ids: what `GET /clients` shows. One that left without a word is
-    /// in it until the second write after; a short [`heartbeat`](crate::Config::heartbeat) makes that soon.
+    /// The connected clients in the order of their ids, as `GET /clients` shows them. A client that has left stays in the
+    /// list until the second write to it. A short [`heartbeat`](crate::Config::heartbeat) makes that soon.
     #[must_use]
     pub fn clients(&self) -> Vec<ClientStatus> {
         self.hub.clients().iter().map(|client| client.describe()).collect()
     }
 
-    /// Ends a client's stream cleanly, with the last chunk. It may come back. Says whether there was one.
+    /// Ends a client's stream cleanly, with the last chunk, and says whether there was such a client. The client may come
+    /// back.
     #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
     pub fn disconnect(&self, id: u64) -> bool {
         self.hub.disconnect(id)
     }
 
-    /// Waits until so many clients are in the list, no more and no fewer, and returns them. What is published
-    /// afterwards reaches each of them.
+    /// Waits until exactly so many clients are connected, and returns them. What is published afterwards reaches each of
+    /// them.
     ///
     /// ```
     /// use std::time::Duration;
@@ -193,22 +192,19 @@ impl Server {
     /// ```
     ///
     /// # Errors
-    /// There were fewer or more when the time was over: those that the error names.
+    /// There were fewer or more when the time was over. The error names them.
     pub fn wait_for_clients(&self, count: usize, timeout: Duration) -> Result<Vec<ClientStatus>, TimedOut> {
         let mut clients = Vec::new();
         let found = self.hub.watch.wait(deadline(timeout), |_| {
             clients = self.clients();
             (clients.len() == count).then_some(())
         });
-        match found {
-            Some(()) => Ok(clients),
-            None => Err(TimedOut::Clients { expected: count, clients }),
-        }
+        if found.is_some() { Ok(clients) } else { Err(TimedOut::Clients { expected: count, clients }) }
     }
 
-    /// Waits until an event has been written to every client in the list, live or catching up, that its stream is
-    /// for. Written is not read: it is on its way, and the kernel has it. Whoever leaves meanwhile is not waited for;
-    /// without clients this returns at once.
+    /// Waits until an event was written to every connected client whose stream has it, live or catching up. Written is not
+    /// read: the kernel has it, and sends it. A client that leaves meanwhile is not waited for. Without clients this returns
+    /// at once.
     ///
     /// ```
     /// use std::time::Duration;
@@ -221,7 +217,7 @@ impl Server {
     /// ```
     ///
     /// # Errors
-    /// Some client lacked it when the time was over: the error names all that did.
+    /// A client lacked the event when the time was over. The error names each such client.
     pub fn wait_delivered(&self, id: EventId, timeout: Duration) -> Result<(), TimedOut> {
         let mut lacking = Vec::new();
         let found = self.hub.watch.wait(deadline(timeout), |delivered| {
@@ -235,21 +231,21 @@ impl Server {
         })
     }
 
-    /// Restarts the server on its port, as [`restart_after`](Server::restart_after) does with nothing in between.
+    /// Restarts the server on its port, as [`restart_after`](Server::restart_after) does, with nothing in between.
     ///
     /// # Errors
-    /// It cannot listen there again.
+    /// The server cannot listen on its port again.
     pub fn restart(&self, restart: Restart) -> io::Result<()> {
         self.restart_after(restart, || {})
     }
 
-    /// Goes down as a killed process would, runs `meanwhile`, and comes up again on the same port: what code that
-    /// reconnects must bear.
+    /// Goes down as a killed process does, runs `meanwhile`, and comes up again on the same port. It tests code that
+    /// reconnects.
     ///
-    /// Requests under way are answered, for as long as [`grace`](crate::Config::grace) at most; then every connection is
-    /// cut, streams without their last chunk, and new ones are refused until `meanwhile` has returned (it must not
-    /// restart the server itself). The
-    /// document stays, ids go on rising, and so do the numbers of clients. What `meanwhile` publishes, no client has.
+    /// Requests under way are answered, for as long as [`grace`](crate::Config::grace) at most. Then every connection is
+    /// cut, streams without their last chunk, and new connections are refused until `meanwhile` has returned. `meanwhile`
+    /// must not restart the server itself. What it publishes reaches clients when they come back. The document stays; ids of
+    /// events and numbers of clients go on rising.
     ///
     /// ```
     /// use serde_json::json;
@@ -266,9 +262,10 @@ impl Server {
     /// ```
     ///
     /// # Errors
-    /// It cannot listen there again: somebody else does by now. It stays down; `restart` tries again.
+    /// The server cannot listen on its port again, because another process does by now. It stays down; `restart` tries
+    /// again.
     pub fn restart_after(&self, restart: Restart, meanwhile: impl FnOnce()) -> io::Result<()> {
-        // Locked for as long as it takes: two restarts at once are one after the other.
+        // Locked until the end, so that of two restarts at once one waits for the other.
         let mut listener = lock(&self.listener);
         if let Some(listener) = listener.take() {
             listener.stop(Instant::now() + self.grace);
@@ -285,7 +282,7 @@ impl Server {
     }
 }
 
-/// So far from now, or as far as a clock goes.
+/// The instant so far from now, at most a year: an instant beyond what the clock can count would panic.
 fn deadline(timeout: Duration) -> Instant {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     Instant::now() + timeout.min(YEAR)

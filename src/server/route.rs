@@ -1,4 +1,4 @@
-//! What a path names, and the methods it knows.
+//! Routes: what each path names, and the methods it knows.
 
 use crate::http::Answer;
 use crate::hub::history::Audience;
@@ -14,12 +14,13 @@ pub(crate) enum Route {
     Health,
     Metrics,
     Lab,
-    /// Of a client or, without one, of the server.
+    /// A fault of the client of that id or, without one, of the server.
     Fault(Option<u64>, String),
     Page,
 }
 
 impl Route {
+    /// The route of a path.
     pub fn of(path: &str) -> Result<Route, Answer> {
         let topic = |text: &str| Topic::parse(text).map_err(|rule| Answer::refusal(400, rule));
         let client = |text: &str| {
@@ -44,7 +45,7 @@ impl Route {
         Ok(route)
     }
 
-    /// The methods it knows, as `Allow` says them.
+    /// The methods that it knows, as `Allow` says them.
     pub fn methods(&self) -> &'static str {
         match self {
             Route::Events(_) => "GET, HEAD, POST, OPTIONS",

@@ -1,7 +1,7 @@
 //! Events as bytes: names, ids, and the `text/event-stream` encoding (WHATWG HTML, section 9.2).
 //!
-//! The one rule: nothing that could break a line of the stream can get into a name or an id, because their types
-//! cannot be built with it. Data can be any text; its line ends become lines of the field.
+//! The one rule: no name and no id can break a line of the stream, because their types cannot be built so. Data can be any
+//! text. Each of its lines becomes a line of the field.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,9 +12,8 @@ use crate::clock::random_between;
 
 /// The id of an event, `<unix ms>-<sequence>`: the wire's `id:` field and the browser's `lastEventId`.
 ///
-/// Ids of one server rise strictly, whatever its clock does. The form is that of a Redis Streams id. In each millisecond
-/// the sequence begins with a random number of the server's own: servers that ran at the same time by their clocks have
-/// different ids.
+/// The ids of one server rise strictly, whatever its clock does. They look like ids of Redis Streams. In each millisecond the
+/// sequence begins with a random number of the server's own, so that servers with the same time have different ids.
 ///
 /// ```
 /// let id: statecast::EventId = "1763797512345-482913".parse().unwrap();
@@ -28,12 +27,12 @@ pub struct EventId {
 }
 
 impl EventId {
-    /// A random number for `first` and `next`, one for each server. A board without a clock boots at the same time each
-    /// time, and clients come back with the ids of an earlier boot.
+    /// A random number for `first` and `next`, one for each server. A board without a clock boots at the same time again and
+    /// again, and its clients come back with ids of an earlier boot.
     ///
-    /// It has 32 bits, because where the clock stands still or was set back all events of a server share one millisecond,
-    /// and history holds some 30,000 of them. With 20 bits one in 35 of those clients would name one of them by chance,
-    /// with 32 bits one in 140,000. More bits would make every id longer.
+    /// It has 32 bits. While a clock stands still, all events of a server share one millisecond, and history holds some 30,000.
+    /// With 20 bits one in 35 old ids would be the id of another event by chance, with 32 bits one in 140,000. More bits
+    /// would make every id longer.
     pub(crate) fn random_part() -> u32 {
         random_between(0, u64::from(u32::MAX)) as u32
     }
@@ -75,17 +74,16 @@ impl FromStr for EventId {
     type Err = MalformedId;
 
     fn from_str(text: &str) -> Result<EventId, MalformedId> {
-        let (ms, sequence) = text.split_once('-').ok_or(MalformedId)?;
-        let id = EventId {
-            ms: ms.parse().map_err(|_| MalformedId)?,
-            sequence: sequence.parse().map_err(|_| MalformedId)?,
+        let parse = || {
+            let (ms, sequence) = text.split_once('-')?;
+            Some(EventId { ms: ms.parse().ok()?, sequence: sequence.parse().ok()? })
         };
         // `+1-00` parses as numbers, but was never issued.
-        if id.to_string() == text { Ok(id) } else { Err(MalformedId) }
+        parse().filter(|id| id.to_string() == text).ok_or(MalformedId)
     }
 }
 
-/// What a topic and an event may be called.
+/// The rule for the names of topics and events.
 const NAME_RULE: &str = "1 to 64 of A-Z a-z 0-9 . _ - and not . or ..";
 
 fn is_name(text: &str) -> bool {
@@ -109,7 +107,7 @@ impl Topic {
     /// The topic of that name.
     ///
     /// # Errors
-    /// The text for the publisher, where it is no name.
+    /// The text is no name. The error is for the publisher.
     pub fn parse(text: &str) -> Result<Topic, String> {
         if is_name(text) { Ok(Topic(text.into())) } else { Err(format!("a topic is {NAME_RULE}")) }
     }
@@ -134,16 +132,16 @@ impl EventName {
     pub(crate) const UPDATE: EventName = EventName(Cow::Borrowed("update"));
     /// Says that the connection lives.
     pub(crate) const HEARTBEAT: EventName = EventName(Cow::Borrowed("heartbeat"));
-    /// What an event is called that was published without a name.
+    /// The name of an event that was published without a name.
     pub const MESSAGE: EventName = EventName(Cow::Borrowed("message"));
 
-    /// The server's own, and the two that an `EventSource` dispatches without a stream.
+    /// The server's own names, and the two that an `EventSource` dispatches by itself.
     const RESERVED: [&str; 6] = ["hello", "init", "update", "heartbeat", "open", "error"];
 
     /// The name of an event that somebody publishes.
     ///
     /// # Errors
-    /// The text for the publisher, where it is no name or the server's own.
+    /// The text is no name, or a name of the server's own. The error is for the publisher.
     pub fn parse(text: &str) -> Result<EventName, String> {
         if Self::RESERVED.contains(&text) {
             let reserved = Self::RESERVED.join(", ");
@@ -166,14 +164,8 @@ pub fn write_event(out: &mut Vec<u8>, id: Option<EventId>, name: &EventName, dat
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(name.0.as_bytes());
     out.push(b'\n');
-    let mut rest = Some(data);
-    while let Some(text) = rest {
-        let (line, after) = match text.find(['\r', '\n']) {
-            Some(end) if text[end..].starts_with("\r\n") => (&text[..end], Some(&text[end + 2..])),
-            Some(end) => (&text[..end], Some(&text[end + 1..])),
-            None => (text, None),
-        };
-        rest = after;
+    let data = if data.contains('\r') { data.replace("\r\n", "\n").into() } else { Cow::Borrowed(data) };
+    for line in data.split(['\n', '\r']) {
         // The space is for people, and makes a first space in the data survive.
         out.extend_from_slice(if line.is_empty() { b"data:" } else { b"data: " });
         out.extend_from_slice(line.as_bytes());

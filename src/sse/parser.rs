@@ -1,11 +1,11 @@
-//! Bytes as events: the `text/event-stream` of WHATWG HTML, section 9.2.6, read in whatever pieces it comes.
+//! Bytes as events: the `text/event-stream` of WHATWG HTML, section 9.2.6, read in any pieces.
 //!
-//! `event_source` feeds it what a connection brings. The one rule: it never holds more than it was told, so a line
-//! that does not end is an error and not memory.
+//! `event_source` feeds it the bytes of a connection. The one rule: it never holds more than it was told. A line without
+//! an end is an error, and takes no more memory.
 
 use std::fmt;
 
-/// What an [`Event`] may have in bytes, name, id and data together, unless another bound is asked for: 16 MiB.
+/// The default bound of an [`Event`] in bytes, with name, id and data: 16 MiB.
 pub const MAX_EVENT_BYTES: usize = 16 << 20;
 
 /// An event as an `EventSource` dispatches it.
@@ -34,7 +34,7 @@ impl fmt::Display for TooLarge {
 
 impl std::error::Error for TooLarge {}
 
-/// One event stream on its way to events.
+/// A reader of one event stream.
 ///
 /// ```
 /// let mut parser = statecast::Parser::new();
@@ -75,8 +75,8 @@ impl Parser {
         Parser::resume(String::new(), MAX_EVENT_BYTES)
     }
 
-    /// A parser for a stream that goes on after an event: those without an `id:` have `last_event_id`, as in browsers.
-    /// Of an event and the line that is being read it holds `max_event_bytes` together at most.
+    /// A parser for a stream that goes on after an event. Events without an `id:` have `last_event_id`, as in browsers. It
+    /// holds at most `max_event_bytes` of an event and the line that is being read.
     #[must_use]
     pub fn resume(last_event_id: String, max_event_bytes: usize) -> Parser {
         Parser {
@@ -92,11 +92,17 @@ impl Parser {
         }
     }
 
-    /// Takes bytes from the front, up to the end of the next event. `None`: all were taken, and more are needed. An
-    /// event is complete with its empty line; what a stream ends without is no event.
+    /// Begins a new stream that goes on after an event. The reconnection time stays.
+    pub(crate) fn restart(&mut self, last_event_id: String) {
+        let reconnection_time_ms = self.reconnection_time_ms;
+        *self = Parser { reconnection_time_ms, ..Parser::resume(last_event_id, self.max_event_bytes) };
+    }
+
+    /// Takes bytes from the front, up to the end of the next event. `None` when all are taken and more are needed. An event
+    /// is complete with its empty line. A stream that ends before that has no such event.
     ///
     /// # Errors
-    /// The stream has more in one event than the bound. It cannot go on.
+    /// An event is larger than the bound. The stream cannot go on.
     pub fn next(&mut self, bytes: &mut &[u8]) -> Result<Option<Event>, TooLarge> {
         loop {
             if self.after_cr && !bytes.is_empty() {
@@ -129,13 +135,13 @@ impl Parser {
         }
     }
 
-    /// The id of the last event that was complete, also of one without data; empty for none.
+    /// The id of the last complete event, with or without data. Empty for none.
     #[must_use]
     pub fn last_event_id(&self) -> &str {
         &self.last_event_id
     }
 
-    /// The last `retry:`, in milliseconds; it counts from its line on.
+    /// The last `retry:`, in milliseconds. It counts before its event is complete.
     #[must_use]
     pub fn reconnection_time_ms(&self) -> Option<u64> {
         self.reconnection_time_ms
