@@ -713,11 +713,11 @@ fn phase(process: &Process, time: Duration, rng: &mut Rng, stage: &dyn Fn(&'stat
         run.fences.set(fences).expect("set once");
         for (kind, path, thread) in subscribers {
             match thread.join().expect("a subscriber does not panic") {
-                Ok(replica) => compare(run, &mut http, kind, path, &replica)?,
+                Ok(replica) => compare(run, kind, path, &replica)?,
                 Err(error) => run.fault(kind.name(), format!("{path}: {error}")),
             }
         }
-        let (_, document) = http.call("GET", "/state", "")?;
+        let (_, document) = Http::open(run.address)?.call("GET", "/state", "")?;
         let document: BTreeMap<String, Value> = serde_json::from_str(&document)?;
         for topic in document.keys().filter(|topic| !topic.starts_with(['c', 'd', 'b'])) {
             run.fault("smuggled", format!("a hostile or half request wrote {topic:?}"));
@@ -727,8 +727,9 @@ fn phase(process: &Process, time: Duration, rng: &mut Rng, stage: &dyn Fn(&'stat
     Ok(run)
 }
 
-fn compare(run: &Run, http: &mut Http, kind: Kind, path: &str, held: &Replica) -> io::Result<()> {
-    let (answered, text) = http.call("GET", &path.replace("/events", "/state"), "")?;
+/// Asks on a connection of its own: a slow subscriber may take longer than an idle connection may.
+fn compare(run: &Run, kind: Kind, path: &str, held: &Replica) -> io::Result<()> {
+    let (answered, text) = Http::open(run.address)?.call("GET", &path.replace("/events", "/state"), "")?;
     let document = if answered == 404 { Value::Null } else { serde_json::from_str(&text)? };
     if held.document.as_ref() != Some(&document) {
         let held = held.document.clone().unwrap_or_default();
