@@ -35,10 +35,10 @@
 //! | `http/` | tiny_http, kept alive behind one door |
 //! | `client/` | the other end: [`EventSource`], [`Replica`] |
 //! | `sse/` | the event stream format, both ways: ids and frames, [`Parser`] |
-//! | the ground | `document` ([`merge`], [`diff`]), `token`, `units`, `wire`, `log`, `metrics`, `clock`, `lock` |
+//! | the ground | `document` ([`merge`], [`diff`]), `config`, `seats`, `token`, `units`, `wire`, `log`, `metrics`, `clock`, `lock` |
 //!
-//! Whoever wants to learn SSE reads `sse/event`, then `hub/` (`mod`, `history`, `state`, `fan_out`, `client`, `catch_up`), then
-//! `server/routes`.
+//! Whoever wants to learn SSE reads `sse/event`, then `hub/` (`mod`, `state`, `history`, `chunk`, `fan_out`, `client`,
+//! `catch_up`, `watch`), then `server/routes`.
 //!
 //! # Threads
 //! tiny_http reads requests in threads of its own. A few *request* threads of ours take them, publish, and are done.
@@ -56,12 +56,14 @@
 mod cli;
 mod client;
 mod clock;
+mod config;
 mod document;
 mod http;
 mod hub;
 mod lock;
 mod log;
 mod metrics;
+mod seats;
 mod server;
 mod sse;
 mod token;
@@ -73,15 +75,14 @@ mod wire;
 pub use cli::run_command;
 pub use client::event_source::{EventSource, EventSourceHandle, EventSourceInit, ReadyState, Reason};
 pub use client::replica::{NotSo, Replica};
+pub use config::{Config, Origin};
 pub use document::{Refusal, diff, merge};
 pub use http::allocator::PatientAllocator;
 pub use hub::client::ClientStatus;
 pub use hub::history::EventData;
-pub use hub::watch::TimedOut;
 pub use server::Server;
 pub use server::capacity::Capacity;
-pub use server::config::{Config, Origin};
-pub use server::handle::{ForTopic, Restart};
+pub use server::handle::{ForTopic, Restart, TimedOut};
 pub use sse::event::{EventId, EventName, MalformedId, Topic};
 pub use sse::parser::{Event, MAX_EVENT_BYTES, Parser, TooLarge};
 pub use token::Token;

@@ -10,7 +10,7 @@ use crate::client::event_source::EventSourceInit;
 use crate::client::http::{header_map, may_pass};
 use crate::client::proxy;
 use crate::client::url::{check_url, shown};
-use crate::server::config::Config;
+use crate::config::Config;
 use crate::sse::event::{EventName, Topic};
 
 /// What the command line asks for.

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 
 use crate::cli::settings::Set::{Path, Size, Switch, Time, Token, TokenFile};
 use crate::cli::settings::{self, Read, Setting, count, count_from_1, option, quoted};
-use crate::server::config::{Config, Origin};
+use crate::config::{Config, Origin};
 
 /// The options of `statecast serve`.
 pub(crate) const SETTINGS: &[Setting<Config>] = &[

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::cli::signals;
-use crate::server::config::Config;
+use crate::config::Config;
 use crate::server::{Prepared, Server};
 
 /// Between two SIGINTs of somebody who is impatient. A terminal and a program that hands signals on send two at once.

@@ -4,7 +4,6 @@
 //! write: under load there are fewer writes, not longer queues. The one rule: it never waits for a client. One whose write
 //! does not complete goes to the catch-up thread, and is live again when it has what it missed.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,26 +13,15 @@ use crate::clock::now_ms;
 use crate::hub::Hub;
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Client, Progress};
-use crate::hub::history::{Audience, Entry, chunk_of, up_to_a_pass};
+use crate::hub::history::chunk_of;
 use crate::sse::event::{EventId, EventName};
-
-/// What a pass has to do.
-struct Pass {
-    entries: Vec<Arc<Entry>>,
-    /// The place after it.
-    to: EventId,
-    /// Those that see something of it, each with its clients.
-    audiences: Vec<(Audience, Vec<Arc<Client>>)>,
-    /// More waits behind it.
-    is_partial: bool,
-}
 
 impl Hub {
     /// The fan-out thread: one loop, woken by the bell, the heartbeat, or the end.
     pub(super) fn run_fan_out(&self, bell: &Receiver<()>) {
         let mut beaten = Instant::now();
         loop {
-            if bell.recv_timeout(self.settings.heartbeat.saturating_sub(beaten.elapsed())).is_ok() {
+            if bell.recv_timeout(self.config.heartbeat.saturating_sub(beaten.elapsed())).is_ok() {
                 // Nothing is published any more once this is set.
                 if self.lock().stopping {
                     while self.pass() {}
@@ -44,7 +32,7 @@ impl Hub {
                     self.ring();
                 }
             }
-            if beaten.elapsed() >= self.settings.heartbeat {
+            if beaten.elapsed() >= self.config.heartbeat {
                 beaten = Instant::now();
                 self.beat();
             }
@@ -53,42 +41,29 @@ impl Hub {
 
     /// Writes what was published since the last pass to everybody it is for; says whether there is more.
     fn pass(&self) -> bool {
-        let Some(pass) = self.take_pass() else { return false };
-        self.has_read.notify_all();
+        let Some(pass) = self.lock().next_pass() else { return false };
         self.metrics.passes.add(1);
-        for (audience, clients) in pass.audiences {
-            if let Some(chunk) = chunk_of(&pass.entries, &audience) {
-                self.deliver(&clients, &chunk, pass.to);
+        for (audience, clients) in &pass.audiences {
+            if let Some(chunk) = chunk_of(&pass.entries, audience) {
+                self.deliver(clients, &chunk, pass.to);
             }
         }
-        self.watch.tell_delivered(pass.to);
-        pass.is_partial
-    }
-
-    fn take_pass(&self) -> Option<Pass> {
-        let mut state = self.lock();
-        let unread = state.history.after(state.read).expect("history keeps what was not read");
-        let entries = up_to_a_pass(unread);
-        let to = entries.last()?.id;
-        state.read = to;
-        state.unread_bytes -= entries.iter().map(|entry| entry.size()).sum::<usize>();
-        let touched: HashSet<&Audience> = entries.iter().flat_map(|entry| entry.audiences()).collect();
-        let clients = |audience: &Audience| {
-            let clients = state.audiences.get(audience)?.clients.clone();
-            Some((audience.clone(), clients))
-        };
-        let audiences = touched.into_iter().filter_map(clients).collect();
-        Some(Pass { entries, to, audiences, is_partial: to != state.history.last_id() })
+        let is_partial = self.lock().has_read(&pass);
+        self.has_read.notify_all();
+        self.watch.tell();
+        is_partial
     }
 
     /// Sends a heartbeat to everybody. A client that blocks on it has everything up to the thread's place.
     fn beat(&self) {
         let chunk = Chunk::of_event(None, &EventName::HEARTBEAT, &now_ms().to_string());
-        let (clients, read) = {
+        let (lists, read) = {
             let state = self.lock();
-            (state.clients(), state.read)
+            (state.lists(), state.read)
         };
-        self.deliver(&clients, &chunk, read);
+        for clients in lists {
+            self.deliver(&clients, &chunk, read);
+        }
     }
 
     fn deliver(&self, clients: &[Arc<Client>], chunk: &Chunk, to: EventId) {
@@ -100,7 +75,7 @@ impl Hub {
                     self.metrics.behind.add(1);
                     self.hand_over(Arc::clone(client));
                 }
-                Some(Progress::Gone(end)) => self.remove(client, &end),
+                Some(Progress::Gone(end)) => self.remove(client, end),
                 None => {}
             }
         }

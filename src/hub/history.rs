@@ -47,13 +47,10 @@ impl Entry {
     /// A one-off event for `/events` alone, or for a topic and, wrapped in its name, for `/events`.
     pub fn one_off(id: EventId, audience: Audience, name: &EventName, data: &EventData) -> Entry {
         let frame = |data: &str| Arc::new(Chunk::of_event(Some(id), name, data));
-        let (OneOff::Json(text) | OneOff::Text(text)) = &data.0;
-        let own = frame(text);
+        let own = frame(&data.text);
         let Some(topic) = audience else { return Entry { id, frames: vec![(None, own)] } };
-        let json = match &data.0 {
-            OneOff::Json(json) => json.clone(),
-            OneOff::Text(text) => to_json(&Value::from(text.as_str())),
-        };
+        let text = || to_json(&Value::from(&*data.text));
+        let json = if data.is_json { data.text.clone() } else { text() };
         let whole = frame(&format!("{{\"{}\":{json}}}", topic.as_str()));
         Entry { id, frames: vec![(None, whole), (Some(topic), own)] }
     }
@@ -112,24 +109,21 @@ pub(super) fn chunk_of(entries: &[Arc<Entry>], audience: &Audience) -> Option<Ar
 /// A topic's own stream sees both as they are; `/events` sees them in an object with the topic's name, text as a JSON
 /// string.
 #[derive(Clone, Debug)]
-pub struct EventData(OneOff);
-
-#[derive(Clone, Debug)]
-enum OneOff {
-    Json(String),
-    Text(String),
+pub struct EventData {
+    text: String,
+    is_json: bool,
 }
 
 impl EventData {
     /// Text that was checked to be JSON, and is sent as it stands.
     pub(crate) fn json(checked: String) -> EventData {
-        EventData(OneOff::Json(checked))
+        EventData { text: checked, is_json: true }
     }
 }
 
 impl From<String> for EventData {
     fn from(text: String) -> EventData {
-        EventData(OneOff::Text(text))
+        EventData { text, is_json: false }
     }
 }
 

@@ -12,51 +12,35 @@ pub mod history;
 mod state;
 pub mod watch;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 use serde_json::Value;
 
 use crate::clock::{now_ms, random_between};
+use crate::config::Config;
 use crate::document::{Document, Patch, Refusal};
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Arrival, Client, End, Place, Progress};
 use crate::hub::history::{Audience, Entry, EventData};
-use crate::hub::state::{Seats, State};
+use crate::hub::state::State;
 use crate::hub::watch::Watch;
 use crate::lock::lock;
 use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::seats::{Full, Seat, Seats};
 use crate::sse::event::{EventId, EventName};
-
-pub(crate) use state::{Full, Seat};
 
 /// What may wait for the fan-out thread before publishers wait, too.
 const UNREAD_BYTES: usize = 1 << 20;
 
-/// How the hub treats its clients.
-#[derive(Clone)]
-pub(crate) struct Settings {
-    pub heartbeat: Duration,
-    pub retry: Duration,
-    pub history_bytes: usize,
-    pub max_document_bytes: usize,
-    pub max_clients: usize,
-    pub max_clients_per_address: usize,
-    /// Without any progress for so long a client is removed.
-    pub stall: Duration,
-    /// Without any acknowledgement of what was sent for so long, too.
-    pub unacknowledged: Duration,
-    pub verbose: bool,
-}
-
 /// The document, the history and the client list, and whoever writes to clients.
 pub(crate) struct Hub {
-    settings: Settings,
+    config: Config,
     pub metrics: Arc<Metrics>,
     log: Log,
     state: Mutex<State>,
@@ -68,12 +52,12 @@ pub(crate) struct Hub {
     /// One place: a bell that rings already need not be rung again.
     doorbell: Sender<()>,
     changed: Sender<()>,
-    /// The clients that wait for the catch-up thread. `late` wakes it, and `None` ends it.
-    behind: Mutex<Option<Vec<Arc<Client>>>>,
-    late: Sender<()>,
+    /// Clients for the catch-up thread. Unbounded, because each is in it once.
+    behind: Sender<Option<Arc<Client>>>,
 }
 
 /// The hub's threads.
+#[derive(Default)]
 pub(crate) struct Threads {
     fan_out: Option<JoinHandle<()>>,
     catch_up: Option<JoinHandle<()>>,
@@ -82,46 +66,46 @@ pub(crate) struct Threads {
 impl Hub {
     /// Starts the fan-out thread and the catch-up thread, with the document as it was saved. `changed` is rung after
     /// every change of the document.
+    ///
+    /// # Errors
+    /// There is no thread to be had; or `InvalidData`: the document is none that this hub takes.
     pub fn start(
-        settings: Settings,
+        config: Config,
         saved: Value,
         log: Log,
         changed: Sender<()>,
-    ) -> Result<(Arc<Hub>, Threads), StartError> {
+    ) -> io::Result<(Arc<Hub>, Threads)> {
         let random_part = EventId::random_part();
         let start = EventId::first(now_ms(), random_part);
-        let mut document = Document::new(start, settings.max_document_bytes);
-        let patch = document.patch(None, saved).map_err(StartError::Document)?;
+        let mut document = Document::new(start, config.max_document_bytes);
+        let refused = |refusal| io::Error::new(ErrorKind::InvalidData, refusal);
+        let patch = document.patch(None, saved).map_err(refused)?;
         document.apply(patch, start);
         let (doorbell, bell) = bounded(1);
-        let (late, for_late) = bounded(1);
-        let state = State::new(document, start, random_part, settings.history_bytes);
+        let (behind, for_catch_up) = unbounded();
         let hub = Arc::new(Hub {
-            seats: Seats::new(settings.max_clients, settings.max_clients_per_address),
-            settings,
+            seats: Seats::new(config.max_clients, config.max_clients_per_address),
+            state: Mutex::new(State::new(document, start, random_part, config.history_bytes)),
+            config,
             metrics: Arc::default(),
             log,
-            state: Mutex::new(state),
             has_read: Condvar::new(),
-            watch: Watch::new(start),
+            watch: Watch::default(),
             doorbell,
             changed,
-            behind: Mutex::new(Some(Vec::new())),
-            late,
+            behind,
         });
-        let mut threads = Threads { fan_out: None, catch_up: None };
-        let (for_fan_out, for_catch_up) = (Arc::clone(&hub), Arc::clone(&hub));
-        let started = spawn("fan-out", move || for_fan_out.run_fan_out(&bell))
+        let mut threads = Threads::default();
+        let (fan_out, catch_up) = (Arc::clone(&hub), Arc::clone(&hub));
+        let started = spawn("fan-out", move || fan_out.run_fan_out(&bell))
             .map(|thread| threads.fan_out = Some(thread))
-            .and_then(|()| spawn("catch-up", move || for_catch_up.run_catch_up(&for_late)))
+            .and_then(|()| spawn("catch-up", move || catch_up.run_catch_up(&for_catch_up)))
             .map(|thread| threads.catch_up = Some(thread));
-        match started {
-            Ok(()) => Ok((hub, threads)),
-            Err(error) => {
-                threads.stop(&hub, Instant::now());
-                Err(StartError::Thread(error))
-            }
+        if let Err(error) = started {
+            threads.stop(&hub, Instant::now());
+            return Err(error);
         }
+        Ok((hub, threads))
     }
 
     /// Changes the document by the patch that `make_patch` makes for it, and tells everybody. Returns before anybody
@@ -130,34 +114,46 @@ impl Hub {
         &self,
         make_patch: impl FnOnce(&Document) -> Result<Patch, E>,
     ) -> Result<EventId, E> {
-        let mut state = self.lock_to_publish()?;
-        let patch = make_patch(&state.document)?;
-        let id = state.next_id();
-        state.publish(Entry::update(id, &patch));
-        state.document.apply(patch, id);
-        drop(state);
+        let id = self.publish("update", |document, id| {
+            let patch = make_patch(document)?;
+            let entry = Entry::update(id, &patch);
+            document.apply(patch, id);
+            Ok::<_, E>(entry)
+        })?;
         self.changed.try_send(()).ok();
         self.metrics.writes.add(1);
-        self.ring_for("update", id);
         Ok(id)
     }
 
     /// Publishes an event that changes nothing. Returns and waits as `write` does.
     pub fn send(&self, audience: Audience, name: &EventName, data: &EventData) -> Result<EventId, Refusal> {
-        let mut state = self.lock_to_publish()?;
-        let id = state.next_id();
-        state.publish(Entry::one_off(id, audience, name, data));
-        drop(state);
+        let id = self
+            .publish("one-off event", |_, id| Ok::<_, Refusal>(Entry::one_off(id, audience, name, data)))?;
         self.metrics.one_off_events.add(1);
-        self.ring_for("one-off event", id);
         Ok(id)
     }
 
-    fn ring_for(&self, what: &str, id: EventId) {
+    /// A hub that stops takes nothing more, or it would never be done.
+    fn publish<E: From<Refusal>>(
+        &self,
+        what: &str,
+        make_entry: impl FnOnce(&mut Document, EventId) -> Result<Entry, E>,
+    ) -> Result<EventId, E> {
+        let far_behind = |state: &mut State| state.unread_bytes > UNREAD_BYTES && !state.stopping;
+        let state = self.has_read.wait_while(self.lock(), far_behind);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        if state.stopping {
+            return Err(Refusal::Stopping.into());
+        }
+        let id = state.next_id();
+        let entry = make_entry(&mut state.document, id)?;
+        state.publish(entry);
+        drop(state);
         self.ring();
-        if self.settings.verbose {
+        if self.config.verbose {
             self.log.line(|| format!("{what} {id}"));
         }
+        Ok(id)
     }
 
     /// Knows no id any more that was issued before, as after a restart: whoever resumes with one gets the document,
@@ -174,10 +170,7 @@ impl Hub {
 
     /// A seat for a client from this address, which it brings to `join`.
     pub fn admit(&self, address: IpAddr) -> Result<Seat, Full> {
-        if self.lock().stopping {
-            return Err(Full::Stopping);
-        }
-        self.seats.take(address)
+        if self.lock().stopping { Err(Full::Stopping) } else { self.seats.take(address) }
     }
 
     /// Puts a client on the list and brings it up to date; `last_event_id` is what it said it has. Blocks for as long as
@@ -197,65 +190,67 @@ impl Hub {
         };
         self.metrics.streams.add(1);
         self.log.line(|| {
-            let topic = client.audience.as_ref().map(|topic| format!("/{}", topic.as_str()));
+            let topic = client.about.topic.as_ref().map(|topic| format!("/{}", topic.as_str()));
             let path = topic.unwrap_or_default();
-            format!("client {} at {} connected to /events{path}", client.id, client.address)
+            format!("client {} at {} connected to /events{path}", client.about.id, client.about.address)
         });
         match self.catch_up(&client) {
-            // The catch-up thread ends it when it has been idle.
-            Progress::Done if client.until.idle.is_some() => self.hand_over(Arc::clone(&client)),
-            Progress::Done => {}
-            Progress::Blocked => self.hand_over(Arc::clone(&client)),
-            Progress::Gone(end) => self.remove(&client, &end),
+            Progress::Gone(end) => self.remove(&client, end),
+            Progress::Done if client.idle_until().is_none() => {}
+            // The catch-up thread sees to the rest, and ends it when it has been idle.
+            Progress::Done | Progress::Blocked => self.hand_over(Arc::clone(&client)),
         }
         self.watch.tell();
         if stopping {
-            self.end(client, None);
+            self.end(&client, None);
         }
     }
 
     /// Every client whose stream goes on, in the order of their ids. Not those that are being ended: whoever has read
     /// the last chunk of one must not find it here.
     pub fn clients(&self) -> Vec<Arc<Client>> {
-        let mut clients = self.lock().clients();
-        clients.retain(|client| !client.is_ending());
-        clients.sort_unstable_by_key(|client| client.id);
+        let mut clients: Vec<_> = self.everybody().filter(|client| !client.is_ending()).collect();
+        clients.sort_unstable_by_key(|client| client.about.id);
+        clients
+    }
+
+    /// Those of them that an event was not written to.
+    pub fn lacking(&self, id: EventId) -> Vec<Arc<Client>> {
+        let read = self.lock().read;
+        let mut clients = self.clients();
+        clients.retain(|client| !client.has(id, read));
         clients
     }
 
     /// The client of that id, if it is there.
     pub fn client(&self, id: u64) -> Option<Arc<Client>> {
-        let of_this_id = |client: &Arc<Client>| client.id == id && !client.is_ending();
-        self.lock().clients().into_iter().find(of_this_id)
+        self.everybody().find(|client| client.about.id == id && !client.is_ending())
+    }
+
+    fn everybody(&self) -> impl Iterator<Item = Arc<Client>> {
+        let lists = self.lock().lists();
+        lists.into_iter().flat_map(|list| list.to_vec())
     }
 
     /// Ends a client's stream; it may come back. Says whether there was one.
     pub fn disconnect(&self, id: u64) -> bool {
-        self.client(id).is_some_and(|client| {
-            self.end(client, None);
-            true
-        })
-    }
-
-    /// Cuts every connection as it is; no last chunk tells a client that its stream has ended.
-    pub fn cut_all(&self, why: &'static str) {
-        let clients = self.lock().clients();
-        for client in clients {
-            self.remove(&client, &End::Cut(why));
-        }
+        self.client(id).map(|client| self.end(&client, None)).is_some()
     }
 
     /// Ends every stream; they may come back.
     pub fn disconnect_all(&self) {
-        for client in self.clients() {
-            self.end(client, None);
-        }
+        self.everybody().for_each(|client| self.end(&client, None));
+    }
+
+    /// Cuts every connection as it is; no last chunk tells a client that its stream has ended.
+    pub fn cut_all(&self, why: &str) {
+        self.everybody().for_each(|client| self.remove(&client, End::Fault(why.to_owned())));
     }
 
     /// The number of clients, and what history holds in bytes.
     pub fn size(&self) -> (usize, usize) {
         let state = self.lock();
-        (state.clients().len(), state.history.size())
+        (state.lists().iter().map(|list| list.len()).sum(), state.history.size())
     }
 
     /// Takes no client and delays no publisher from now on.
@@ -269,49 +264,43 @@ impl Hub {
         lock(&self.state)
     }
 
-    /// Waits while the hub is far behind. A hub that stops takes nothing more, or it would never be done.
-    fn lock_to_publish(&self) -> Result<MutexGuard<'_, State>, Refusal> {
-        let far_behind = |state: &mut State| state.unread_bytes > UNREAD_BYTES && !state.stopping;
-        let state = self.has_read.wait_while(self.lock(), far_behind).unwrap_or_else(PoisonError::into_inner);
-        if state.stopping { Err(Refusal::Stopping) } else { Ok(state) }
-    }
-
     fn ring(&self) {
         // Full: it rings already. Disconnected: the hub has stopped, and everybody was told to come back.
         self.doorbell.try_send(()).ok();
     }
 
-    /// 2 to 4 s for the default of 3: a restart must not bring everyone back at once.
-    fn jittered_retry(&self) -> u64 {
-        let retry = self.settings.retry.as_millis() as u64;
-        random_between(retry * 2 / 3, retry * 4 / 3)
-    }
-
     /// Says how the stream goes on, and when to come back.
     fn hello(&self, client: u64, resume: &str, reason: &str) -> Chunk {
-        let heartbeat_ms = self.settings.heartbeat.as_millis() as u64;
+        let [heartbeat_ms, retry] =
+            [self.config.heartbeat, self.config.retry].map(|time| time.as_millis() as u64);
+        // 2 to 4 s for the default of 3: a restart must not bring everyone back at once.
+        let jittered_retry = random_between(retry * 2 / 3, retry * 4 / 3);
         let data = format!(
             r#"{{"client":{client},"heartbeat_ms":{heartbeat_ms},"resume":"{resume}","reason":"{reason}"}}"#
         );
-        Chunk::with_retry(self.jittered_retry(), &EventName::HELLO, &data)
+        Chunk::with_retry(jittered_retry, &EventName::HELLO, &data)
     }
 
-    fn end(&self, client: Arc<Client>, last: Option<&Chunk>) {
+    fn end(&self, client: &Arc<Client>, last: Option<&Chunk>) {
         match client.end(last) {
-            Some(Progress::Blocked) => self.hand_over(client),
-            Some(Progress::Gone(end)) => self.remove(&client, &end),
-            Some(Progress::Done) | None => {}
+            Progress::Blocked => self.hand_over(Arc::clone(client)),
+            Progress::Gone(end) => self.remove(client, end),
+            Progress::Done => {}
         }
     }
 
     /// Takes a client off the list and closes its connection. The first caller's reason is logged.
-    fn remove(&self, client: &Arc<Client>, end: &End) {
-        let events = client.status().events;
+    fn remove(&self, client: &Arc<Client>, end: End) {
+        let (events, _) = client.sent();
         if self.lock().remove(client) {
-            if !matches!(end, End::Clean) {
-                self.metrics.gone.add(1);
-            }
-            self.log.line(|| format!("client {} gone after {events} events: {end}", client.id));
+            let why = match end {
+                End::Clean => "ended by the server".to_owned(),
+                End::Fault(text) => {
+                    self.metrics.gone.add(1);
+                    text
+                }
+            };
+            self.log.line(|| format!("client {} gone after {events} events: {why}", client.about.id));
         }
         client.close();
         self.watch.tell();
@@ -330,23 +319,15 @@ impl Threads {
         for client in clients {
             let retry = random_between(100, window);
             let last = Chunk::with_retry(retry, &EventName::HEARTBEAT, &now_ms().to_string());
-            hub.end(client, Some(&last));
+            hub.end(&client, Some(&last));
         }
-        hub.watch.wait(deadline, |_| (hub.size().0 == 0).then_some(()));
+        hub.watch.wait(deadline, || (hub.size().0 == 0).then_some(()));
         hub.cut_all("the server stopped");
-        *lock(&hub.behind) = None;
-        hub.late.try_send(()).ok();
+        hub.behind.send(None).ok();
         self.catch_up.map(JoinHandle::join);
     }
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name.into()).spawn(run)
-}
-
-/// Why a hub does not start.
-#[derive(Debug)]
-pub(crate) enum StartError {
-    Document(Refusal),
-    Thread(io::Error),
 }

@@ -1,39 +1,44 @@
-//! What the hub's lock guards: the document, the history and the client list; and the seats, which have a lock of their own.
+//! What the hub's lock guards: the document, the history and the client list.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::clock::now_ms;
 use crate::document::Document;
 use crate::hub::chunk::Chunk;
-use crate::hub::client::{Client, InitReason, Place};
-use crate::hub::history::{Audience, Entry, History};
-use crate::lock::lock;
+use crate::hub::client::{Client, Place};
+use crate::hub::history::{Audience, Entry, History, up_to_a_pass};
 use crate::sse::event::{EventId, EventName};
 
 pub(super) struct State {
     pub document: Document,
     pub history: History,
     /// Older ids are not known: those of an earlier process, and those from before history was forgotten.
-    pub start: EventId,
+    start: EventId,
     /// What the sequence of an id begins with.
     random_part: u32,
+    /// The document as `init` of each audience that asked since the last event.
+    inits: HashMap<Audience, Arc<Chunk>>,
+    /// The clients of each audience, live or catching up.
+    lists: HashMap<Audience, List>,
+    pub last_client: u64,
     /// The fan-out thread's place in history: every live client has what came before it.
     pub read: EventId,
     /// What came since, and waits for it.
     pub unread_bytes: usize,
-    pub audiences: HashMap<Audience, Subscribers>,
-    pub last_client: u64,
     pub stopping: bool,
 }
 
-/// The clients of one audience, live or catching up.
-#[derive(Default)]
-pub(super) struct Subscribers {
-    pub clients: Vec<Arc<Client>>,
-    /// `init` as of an id, for everybody who needs it before the next event.
-    pub init: Option<(EventId, Arc<Chunk>)>,
+/// Clients as they were at one moment. Whoever reads it shares it, so that the lock is not held for long.
+pub(super) type List = Arc<Vec<Arc<Client>>>;
+
+/// What the fan-out thread has to do.
+pub(super) struct Pass {
+    pub entries: Vec<Arc<Entry>>,
+    /// The place after it.
+    pub to: EventId,
+    /// Those that see something of it, each with its clients.
+    pub audiences: Vec<(Audience, List)>,
 }
 
 impl State {
@@ -44,10 +49,11 @@ impl State {
             history: History::new(start, history_bytes),
             start,
             random_part,
+            inits: HashMap::new(),
+            lists: HashMap::new(),
+            last_client: 0,
             read: start,
             unread_bytes: 0,
-            audiences: HashMap::new(),
-            last_client: 0,
             stopping: false,
         }
     }
@@ -60,13 +66,26 @@ impl State {
     /// Appends to history. The fan-out thread is to be told.
     pub fn publish(&mut self, entry: Entry) {
         // An `init` that is not current serves nobody, and may be large.
-        for audience in entry.audiences() {
-            if let Some(subscribers) = self.audiences.get_mut(audience) {
-                subscribers.init = None;
-            }
-        }
+        self.inits.clear();
         self.unread_bytes += entry.size();
         self.history.push(entry, self.read);
+    }
+
+    /// What the fan-out thread has not read, up to a pass's worth.
+    pub fn next_pass(&self) -> Option<Pass> {
+        let entries = up_to_a_pass(self.history.after(self.read).expect("history keeps what was not read"));
+        let to = entries.last()?.id;
+        let touched: HashSet<&Audience> = entries.iter().flat_map(|entry| entry.audiences()).collect();
+        let with_list = |audience: &Audience| Some((audience.clone(), Arc::clone(self.lists.get(audience)?)));
+        let audiences = touched.into_iter().filter_map(with_list).collect();
+        Some(Pass { entries, to, audiences })
+    }
+
+    /// Notes that the fan-out thread is done with a pass; says whether more waits for it.
+    pub fn has_read(&mut self, pass: &Pass) -> bool {
+        self.read = pass.to;
+        self.unread_bytes -= pass.entries.iter().map(|entry| entry.size()).sum::<usize>();
+        self.read != self.history.last_id()
     }
 
     /// Knows no id any more that was issued before.
@@ -79,116 +98,49 @@ impl State {
     /// Where a client starts that says it has everything up to an id.
     pub fn resume(&self, last_event_id: Option<EventId>) -> Place {
         match last_event_id {
-            None => Place::Nowhere(InitReason::First),
-            Some(id) if id < self.start => Place::Nowhere(InitReason::Restart),
+            None => Place::Nowhere("first"),
+            Some(id) if id < self.start => Place::Nowhere("restart"),
             Some(id) if self.history.after(id).is_some() => Place::After(id),
-            Some(_) => Place::Nowhere(InitReason::Gap),
+            Some(_) => Place::Nowhere("gap"),
         }
     }
 
-    /// The audience's `init` and the id it is current as of, encoded once until the next event.
+    /// The id of the last event, and the audience's `init` as of it, encoded once until the next event.
     pub fn init(&mut self, audience: &Audience) -> (EventId, Arc<Chunk>) {
         let id = self.history.last_id();
-        let subscribers = self.audiences.get_mut(audience);
-        if let Some(Subscribers { init: Some((as_of, init)), .. }) = &subscribers
-            && *as_of == id
-        {
+        if let Some(init) = self.inits.get(audience) {
             return (id, Arc::clone(init));
         }
-        let data = self.document.get(audience.as_ref()).map_or_else(|| "null".into(), |(json, _)| json);
-        let init = Arc::new(Chunk::of_event(Some(id), &EventName::INIT, &data));
-        if let Some(subscribers) = subscribers {
-            subscribers.init = Some((id, Arc::clone(&init)));
+        let json = self.document.get(audience.as_ref()).map(|(json, _)| json);
+        let data = json.as_deref().unwrap_or("null");
+        let init = Arc::new(Chunk::of_event(Some(id), &EventName::INIT, data));
+        // Not kept for a topic that is not there: anybody can ask for any number of those.
+        if json.is_some() {
+            self.inits.insert(audience.clone(), Arc::clone(&init));
         }
         (id, init)
     }
 
     /// Puts a client on the list.
     pub fn add(&mut self, client: Arc<Client>) {
-        self.audiences.entry(client.audience.clone()).or_default().clients.push(client);
-    }
-
-    /// The list, in no order.
-    pub fn clients(&self) -> Vec<Arc<Client>> {
-        self.audiences.values().flat_map(|subscribers| subscribers.clients.iter().cloned()).collect()
+        Arc::make_mut(self.lists.entry(client.about.topic.clone()).or_default()).push(client);
     }
 
     /// Says whether the client was on the list.
     pub fn remove(&mut self, client: &Arc<Client>) -> bool {
-        let Some(subscribers) = self.audiences.get_mut(&client.audience) else { return false };
-        let Some(index) = subscribers.clients.iter().position(|other| Arc::ptr_eq(other, client)) else {
-            return false;
-        };
-        subscribers.clients.swap_remove(index);
-        if subscribers.clients.is_empty() {
-            self.audiences.remove(&client.audience);
+        let topic = &client.about.topic;
+        let Some(list) = self.lists.get_mut(topic) else { return false };
+        let Some(index) = list.iter().position(|other| Arc::ptr_eq(other, client)) else { return false };
+        Arc::make_mut(list).swap_remove(index);
+        if list.is_empty() {
+            self.lists.remove(topic);
         }
         true
     }
-}
 
-/// Why there is no seat for a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Full {
-    Server,
-    Address,
-    Stopping,
-}
-
-/// The seats of all clients.
-pub(super) struct Seats {
-    most: usize,
-    /// 0 for no limit.
-    most_of_address: usize,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Default)]
-struct Taken {
-    count: usize,
-    /// Loopback is not counted.
-    of_address: HashMap<IpAddr, usize>,
-}
-
-/// A client's seat. Dropping it gives it back.
-pub(crate) struct Seat {
-    seats: Arc<Seats>,
-    address: IpAddr,
-}
-
-impl Seats {
-    pub fn new(most: usize, most_of_address: usize) -> Arc<Seats> {
-        Arc::new(Seats { most, most_of_address, taken: Mutex::default() })
-    }
-
-    /// A seat for a client from this address.
-    pub fn take(self: &Arc<Self>, address: IpAddr) -> Result<Seat, Full> {
-        let mut taken = lock(&self.taken);
-        if taken.count >= self.most {
-            return Err(Full::Server);
-        }
-        if !address.to_canonical().is_loopback() {
-            let of_address = taken.of_address.entry(address).or_default();
-            if self.most_of_address > 0 && *of_address >= self.most_of_address {
-                return Err(Full::Address);
-            }
-            *of_address += 1;
-        }
-        taken.count += 1;
-        Ok(Seat { seats: Arc::clone(self), address })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = lock(&self.seats.taken);
-        taken.count -= 1;
-        if let Some(count) = taken.of_address.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                taken.of_address.remove(&self.address);
-            }
-        }
+    /// All clients, in no order.
+    pub fn lists(&self) -> Vec<List> {
+        self.lists.values().cloned().collect()
     }
 }
 
@@ -230,7 +182,7 @@ mod tests {
         let before = state.history.last_id();
         assert_eq!(state.resume(Some(before)), Place::After(before));
         state.forget();
-        assert_eq!(state.resume(Some(before)), Place::Nowhere(InitReason::Restart));
+        assert_eq!(state.resume(Some(before)), Place::Nowhere("restart"));
         let (place, _) = state.init(&None);
         assert!(place > before);
         let id = state.next_id();
@@ -240,17 +192,5 @@ mod tests {
         assert_eq!(after, [id]);
         // Who is connected goes on from where it is.
         assert!(state.history.after(before).is_some());
-    }
-
-    #[test]
-    fn a_seat_that_is_dropped_is_free_for_the_next() {
-        let (near, far) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([192, 0, 2, 1]));
-        let seats = Seats::new(3, 1);
-        let first = seats.take(far).ok();
-        assert_eq!(seats.take(far).err(), Some(Full::Address));
-        let _near = [seats.take(near).ok(), seats.take(near).ok()];
-        assert_eq!(seats.take(near).err(), Some(Full::Server));
-        drop(first);
-        assert!(seats.take(far).is_ok());
     }
 }

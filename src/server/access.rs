@@ -5,9 +5,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::config::Origin;
 use crate::http::{Answer, Call, Method};
 use crate::server::answers;
-use crate::server::config::Origin;
 use crate::server::route::Route;
 use crate::token::Token;
 

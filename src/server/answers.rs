@@ -5,8 +5,8 @@ use serde_json::Value;
 use crate::clock::random_between;
 use crate::document::{Refusal, to_json};
 use crate::http::{Answer, Conditions, Content, Failed};
-use crate::hub::Full;
 use crate::hub::client::ClientStatus;
+use crate::seats::Full;
 use crate::server::pages::Page;
 use crate::sse::event::{EventId, Topic};
 

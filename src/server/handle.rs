@@ -3,15 +3,15 @@
 //! Its methods need no token, and do what the requests of the same name do. The one rule: a method that waits has a time
 //! limit, and its error says what there was instead.
 
+use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::document::Refusal;
+use crate::document::{Refusal, to_json};
 use crate::hub::client::ClientStatus;
 use crate::hub::history::EventData;
-use crate::hub::watch::TimedOut;
 use crate::lock::lock;
 use crate::server::Server;
 use crate::sse::event::{EventId, EventName, Topic};
@@ -154,7 +154,7 @@ impl Server {
         timeout: Duration,
     ) -> Result<Value, TimedOut> {
         let mut document = Value::Null;
-        let found = self.hub.watch.wait(deadline(timeout), |_| {
+        let found = self.hub.watch.wait(deadline(timeout), || {
             document = self.state();
             is_so(&document).then_some(())
         });
@@ -195,7 +195,7 @@ impl Server {
     /// There were fewer or more when the time was over. The error names them.
     pub fn wait_for_clients(&self, count: usize, timeout: Duration) -> Result<Vec<ClientStatus>, TimedOut> {
         let mut clients = Vec::new();
-        let found = self.hub.watch.wait(deadline(timeout), |_| {
+        let found = self.hub.watch.wait(deadline(timeout), || {
             clients = self.clients();
             (clients.len() == count).then_some(())
         });
@@ -220,9 +220,8 @@ impl Server {
     /// A client lacked the event when the time was over. The error names each such client.
     pub fn wait_delivered(&self, id: EventId, timeout: Duration) -> Result<(), TimedOut> {
         let mut lacking = Vec::new();
-        let found = self.hub.watch.wait(deadline(timeout), |delivered| {
-            lacking = self.hub.clients();
-            lacking.retain(|client| !client.has(id, delivered));
+        let found = self.hub.watch.wait(deadline(timeout), || {
+            lacking = self.hub.lacking(id);
             lacking.is_empty().then_some(())
         });
         found.ok_or_else(|| {
@@ -287,3 +286,65 @@ fn deadline(timeout: Duration) -> Instant {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     Instant::now() + timeout.min(YEAR)
 }
+
+impl ClientStatus {
+    /// `state` in `GET /clients`.
+    pub(crate) fn state(&self) -> &'static str {
+        if self.is_live { "live" } else { "catching_up" }
+    }
+}
+
+impl fmt::Display for ClientStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "client {} at {} ({}, ", self.id, self.address, self.state())?;
+        match self.last_event_id {
+            Some(id) => write!(f, "sent {id})"),
+            None => f.write_str("sent nothing)"),
+        }
+    }
+}
+
+/// What was waited for has not come about in time; and what there was instead.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum TimedOut {
+    /// Of [`wait_for_state`](Server::wait_for_state).
+    State(Value),
+    /// Of [`wait_for_clients`](Server::wait_for_clients).
+    Clients {
+        /// So many were waited for.
+        expected: usize,
+        /// There were these.
+        clients: Vec<ClientStatus>,
+    },
+    /// Of [`wait_delivered`](Server::wait_delivered).
+    Delivery {
+        /// The event that was waited for.
+        id: EventId,
+        /// Those that do not have it: their connections take nothing, they are only just being caught up, or the
+        /// server has published no such event yet.
+        lacking: Vec<ClientStatus>,
+    },
+}
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let clients = match self {
+            TimedOut::State(document) => return write!(f, "the document is still {}", to_json(document)),
+            TimedOut::Clients { expected, clients } => {
+                write!(f, "expected {expected} clients, there are {}", clients.len())?;
+                clients
+            }
+            TimedOut::Delivery { id, lacking } => {
+                write!(f, "event {id} is not delivered, {} clients lack it", lacking.len())?;
+                lacking
+            }
+        };
+        for (index, client) in clients.iter().enumerate() {
+            write!(f, "{} {client}", if index == 0 { ":" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for TimedOut {}

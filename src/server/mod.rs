@@ -6,7 +6,6 @@
 pub mod access;
 mod answers;
 pub mod capacity;
-pub mod config;
 pub mod handle;
 mod kept_file;
 mod lab;
@@ -18,17 +17,16 @@ mod saver;
 use crossbeam_channel::bounded;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
+use crate::config::{Config, UNACKNOWLEDGED};
 use crate::http::{self, Exchange, Limits, Listener};
-use crate::hub::{Hub, Settings, StartError, Threads};
+use crate::hub::{Hub, Threads};
 use crate::log::Log;
 use crate::server::capacity::Capacity;
-use crate::server::config::Config;
 use crate::server::kept_file::KeptFile;
 use crate::server::pages::Pages;
 use crate::server::routes::Site;
@@ -36,9 +34,6 @@ use crate::server::saver::Saver;
 
 /// Kept-alive connections with no request under way.
 const IDLE: Duration = Duration::from_secs(75);
-
-/// Data that is not acknowledged for so long: a power cut, a pulled cable.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// A running server. It stops when dropped, as `stop` does. Several in one process share nothing, and threads can share
 /// one of them.
@@ -113,16 +108,16 @@ pub(crate) fn own_process() {
 
 impl Prepared {
     pub fn listen(self) -> io::Result<Server> {
-        let Prepared { config, log, pages, document, file } = self;
+        let Prepared { mut config, log, pages, document, file } = self;
         let capacity = Capacity::find(config.max_clients);
+        config.max_clients = capacity.clients;
         let (ring_changed, changed) = bounded(1);
-        let started = Hub::start(settings(&config, capacity), document, log.clone(), ring_changed.clone());
-        let (hub, threads) = started.map_err(|error| match error {
-            StartError::Thread(error) => error,
-            StartError::Document(refusal) => {
-                let named = config.document.as_deref().unwrap_or(Path::new(""));
-                kept_file::about(named, io::ErrorKind::InvalidData, &refusal.to_string())
+        let started = Hub::start(config.clone(), document, log.clone(), ring_changed.clone());
+        let (hub, threads) = started.map_err(|error| match &config.document {
+            Some(path) if error.kind() == io::ErrorKind::InvalidData => {
+                kept_file::about(path, error.kind(), &error.to_string())
             }
+            _ => error,
         })?;
         let kept = file.as_ref().map_or_else(
             || "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
@@ -150,20 +145,6 @@ impl Prepared {
         server.address = listener.address();
         server.listener = Mutex::new(Some(listener));
         Ok(server)
-    }
-}
-
-fn settings(config: &Config, capacity: Capacity) -> Settings {
-    Settings {
-        heartbeat: config.heartbeat,
-        retry: config.retry,
-        history_bytes: config.history_bytes,
-        max_document_bytes: config.max_document_bytes,
-        max_clients: capacity.clients,
-        max_clients_per_address: config.max_clients_per_address,
-        stall: config.stall,
-        unacknowledged: UNACKNOWLEDGED,
-        verbose: config.verbose,
     }
 }
 

@@ -4,15 +4,16 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::config::Config;
 use crate::document;
 use crate::http::{Answer, Call, Exchange, MERGE_PATCH, Method};
+use crate::hub::Hub;
 use crate::hub::client::{Arrival, Until};
 use crate::hub::history::{Audience, EventData};
-use crate::hub::{Hub, Seat};
 use crate::lock::lock;
+use crate::seats::Seat;
 use crate::server::access::Rules;
 use crate::server::answers;
-use crate::server::config::Config;
 use crate::server::lab::Lab;
 use crate::server::pages::{Found, Pages, with_slash};
 use crate::server::route::Route;

@@ -136,10 +136,11 @@ impl Lab {
     fn switch_on_client(&self, hub: &Hub, id: u64, active: Active) -> Result<(), Answer> {
         let client = hub.client(id);
         let client = client.ok_or_else(|| Answer::refusal(404, "no such client; GET /clients lists them"))?;
+        let (address, user_agent) = (client.about.address, &client.about.user_agent);
         let mut switches = lock(&self.switches);
-        switches.clients.insert(client.address, active);
+        switches.clients.insert(address, active);
         if active.fault == Fault::Bom {
-            switches.marks.push((client.address.ip(), client.user_agent.clone(), active.until));
+            switches.marks.push((address.ip(), user_agent.clone(), active.until));
         }
         drop(switches);
         if matches!(active.fault, Fault::End | Fault::Cut | Fault::Bom) {

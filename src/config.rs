@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use crate::token::Token;
 
+/// Data that is not acknowledged for so long: a power cut, a pulled cable.
+pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+
 /// How a server is to run. `Config::default()` is what the command does without options, but for the port.
 ///
 /// ```
