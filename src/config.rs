@@ -1,7 +1,9 @@
 //! How a server is to run.
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use crate::token::Token;
@@ -27,6 +29,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// What clients are told to wait before they reconnect, each a third more or less. Default: 3 s.
     pub retry: Duration,
+    /// Threads that write to clients, 64 at most; 0 for as many as there are cores, up to 4. Default: 0.
+    pub threads: usize,
     /// What is kept for clients that were away, in bytes. Default: 4 MiB.
     pub history_bytes: usize,
     /// Clients at once. Default: 10,000, or as many as descriptors and memory carry.
@@ -70,6 +74,7 @@ impl Default for Config {
             document: None,
             heartbeat: Duration::from_secs(15),
             retry: Duration::from_secs(3),
+            threads: 0,
             history_bytes: 4 << 20,
             max_clients: 10_000,
             max_clients_per_address: 100,
@@ -87,6 +92,20 @@ impl Default for Config {
             log: false,
             stall: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Config {
+    /// The most that `threads` can be.
+    pub(crate) const MAX_THREADS: usize = 64;
+
+    /// How many threads write to clients.
+    pub(crate) fn fan_out_threads(&self) -> usize {
+        match self.threads {
+            // A machine that has more has something else to do, too.
+            0 => available_parallelism().map_or(1, NonZero::get).min(4),
+            threads => threads.min(Config::MAX_THREADS),
         }
     }
 }

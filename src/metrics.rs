@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     pub streams: Counter,
     pub deliveries: Counter,
     pub passes: Counter,
+    pub pass_micros: Counter,
     pub behind: Counter,
     pub lagged: Counter,
     pub gone: Counter,
@@ -64,7 +65,6 @@ impl Metrics {
             ("one_off_events", "One-off events accepted", &self.one_off_events),
             ("streams", "Event streams opened", &self.streams),
             ("deliveries", "Events written to live clients", &self.deliveries),
-            ("passes", "Passes of the fan-out thread over its clients", &self.passes),
             ("behind", "Writes that did not complete; the client was caught up", &self.behind),
             ("lagged", "Clients that history could not catch up; they got the document", &self.lagged),
             ("gone", "Clients removed because a write failed or made no progress", &self.gone),
@@ -93,6 +93,12 @@ impl Metrics {
             stuck,
         );
         put("statecast_history_bytes", "What history holds", "gauge", history_bytes as u64);
-        text
+        let (count, micros) = (self.passes.value(), self.pass_micros.value());
+        let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+        text + &format!(
+            "# HELP statecast_pass_seconds Passes of a fan-out thread over its clients.\n\
+             # TYPE statecast_pass_seconds summary\n\
+             statecast_pass_seconds_sum {seconds}.{micros:06}\nstatecast_pass_seconds_count {count}\n"
+        )
     }
 }

@@ -9,10 +9,20 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 
+use statecast::EventId;
 use support::*;
 
 /// Opens all connections at once, then reads each one's `init`.
 fn burst(address: SocketAddr, clients: usize) -> Vec<Stream> {
+    let mut streams = open_all(address, clients);
+    for stream in &mut streams {
+        stream.next_named("init");
+    }
+    streams
+}
+
+/// Opens all connections at once, then reads each one's head.
+fn open_all(address: SocketAddr, clients: usize) -> Vec<Stream> {
     let connections: Vec<TcpStream> = (0..clients)
         .map(|_| {
             let mut connection = connect(address);
@@ -20,11 +30,7 @@ fn burst(address: SocketAddr, clients: usize) -> Vec<Stream> {
             connection
         })
         .collect();
-    let mut streams: Vec<Stream> = connections.into_iter().map(Stream::on).collect();
-    for stream in &mut streams {
-        stream.next_named("init");
-    }
-    streams
+    connections.into_iter().map(Stream::on).collect()
 }
 
 fn bursts_are_served_beside_publishers(clients: usize) {
@@ -93,13 +99,13 @@ fn kept_alive_connections_that_stay_open_strand_nobody() {
     read_all(&mut ask_all(address, 40));
 }
 
-/// The main thread and those for signals, the log, the hub, catching up and the keeper, two for requests, and five of
+/// The main thread and those for signals, the log, fan-out, catching up and the keeper, two for requests, and five of
 /// tiny_http's.
 const AT_REST: usize = 13;
 
 #[test]
 fn a_stream_costs_one_descriptor_and_no_thread() {
-    let server = Binary::start(&[]);
+    let server = Binary::start(&["--threads", "1"]);
     let descriptors = || server.count_in("fd");
     let threads = || server.count_in("task");
     let mut streams = burst(server.address, 300);
@@ -224,6 +230,119 @@ fn with_256_descriptors_a_crowd_is_told_everything() {
     assert!(server.greeting.contains("216 at most"), "{}", server.greeting);
     // A burst takes two descriptors each for a moment.
     a_crowd_is_told_everything(server.address, 100);
+}
+
+/// A stream of a crowd, and what it has been told of each publisher's count.
+struct Follower {
+    stream: Stream,
+    last_id: EventId,
+    counts: [Option<u64>; PUBLISHERS],
+}
+
+const PUBLISHERS: usize = 16;
+
+impl Follower {
+    fn new(mut stream: Stream) -> Follower {
+        let init = stream.next_named("init");
+        let mut follower = Follower { stream, last_id: init.id(), counts: [None; PUBLISHERS] };
+        follower.note(&init.json());
+        follower
+    }
+
+    /// Comes back after the last id.
+    fn come_back(self, address: SocketAddr) -> Follower {
+        drop(self.stream);
+        let mut stream = Stream::resume(address, "/events", &self.last_id.to_string());
+        assert_eq!(stream.next().json()["reason"], "known");
+        Follower { stream, last_id: self.last_id, counts: self.counts }
+    }
+
+    /// Takes the next update: it must be the next one of its publisher.
+    fn follow(&mut self) {
+        let event = self.stream.next_but_heartbeats();
+        assert_eq!(event.name, "update", "history reaches far enough");
+        assert!(event.id() > self.last_id, "{event:?} after {}", self.last_id);
+        self.last_id = event.id();
+        self.note(&event.json());
+    }
+
+    fn note(&mut self, document: &serde_json::Value) {
+        for (topic, count) in document.as_object().unwrap() {
+            let (Ok(publisher), count) = (topic[1..].parse::<usize>(), count.as_u64()) else { continue };
+            let before = self.counts[publisher];
+            assert!(
+                before.is_none() || count == before.map(|count| count + 1),
+                "{topic}: {count:?} after {before:?}"
+            );
+            self.counts[publisher] = count;
+        }
+    }
+}
+
+#[test]
+fn a_crowd_comes_and_goes_while_16_publish_and_nobody_misses_anything() {
+    for threads in [1, 2, 4] {
+        come_and_go_while_16_publish(threads);
+    }
+}
+
+fn come_and_go_while_16_publish(threads: usize) {
+    const JOINERS: usize = 4;
+    const WAVE: usize = 25;
+    let server = start_with(|config| {
+        config.threads = threads;
+        config.stall = 10 * DEADLINE;
+    });
+    let address = server.address();
+    // Each takes a descriptor at both ends, and one or two more on its way.
+    let clients = 2_000.min(server.capacity().clients / 4);
+    // Who comes lets some publishers write once each.
+    let (turn, turns) = crossbeam_channel::bounded::<()>(PUBLISHERS);
+    let (fence, fences) = crossbeam_channel::bounded(JOINERS);
+    thread::scope(|scope| {
+        let publishers: Vec<_> = (0..PUBLISHERS)
+            .map(|number| {
+                let turns = turns.clone();
+                scope.spawn(move || {
+                    for (count, ()) in turns.into_iter().enumerate() {
+                        put(address, &format!("/state/p{number}"), &count.to_string());
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..JOINERS {
+            let (turn, fences) = (turn.clone(), fences.clone());
+            scope.spawn(move || {
+                let mut followers = Vec::new();
+                while followers.len() < clients / JOINERS {
+                    let wave = open_all(address, WAVE);
+                    // All of the wave are there, and will see what is written from here on.
+                    (0..PUBLISHERS / 4).for_each(|_| turn.send(()).unwrap());
+                    let mut wave: Vec<Follower> = wave.into_iter().map(Follower::new).collect();
+                    wave.iter_mut().for_each(Follower::follow);
+                    let come_back = |(number, follower): (usize, Follower)| {
+                        if number % 2 == 0 { follower } else { follower.come_back(address) }
+                    };
+                    followers.extend(wave.into_iter().enumerate().map(come_back));
+                }
+                drop(turn);
+                let last: EventId = fences.recv().unwrap();
+                for follower in &mut followers {
+                    while follower.last_id != last {
+                        follower.follow();
+                    }
+                }
+            });
+        }
+        drop((turn, turns));
+        for publisher in publishers {
+            publisher.join().unwrap();
+        }
+        let last = put(address, "/state/fence", "true");
+        for _ in 0..JOINERS {
+            fence.send(last).unwrap();
+        }
+    });
 }
 
 /// A memory cgroup of the first or the second kind; removed when dropped.

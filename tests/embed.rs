@@ -207,9 +207,9 @@ fn a_client_that_is_disconnected_gets_a_clean_end() {
     assert_eq!(stays.next().id(), id);
 }
 
-#[test]
-fn delivered_is_what_every_client_was_written_and_a_stalled_one_is_named() {
-    let server = start();
+with_threads!(delivered_is_what_every_client_was_written_and_a_stalled_one_is_named);
+fn delivered_is_what_every_client_was_written_and_a_stalled_one_is_named(threads: usize) {
+    let server = start_with(|config| config.threads = threads);
     // One that sees none of it must not be waited for.
     let other = open(&server, "/events/other");
     let healthy = open(&server, "/events");
@@ -410,9 +410,9 @@ fn the_handle_is_shared_among_threads() {
     shared(&start());
 }
 
-#[test]
-fn max_events_ends_a_stream_that_ureq_reads_to_its_end() {
-    let server = start();
+with_threads!(max_events_ends_a_stream_that_ureq_reads_to_its_end);
+fn max_events_ends_a_stream_that_ureq_reads_to_its_end(threads: usize) {
+    let server = start_with(|config| config.threads = threads);
     server.put(None, json!({"a": 1})).unwrap();
     // `init` is an event with an id.
     let text = read_to_string(&server, "/events?max_events=1");

@@ -79,9 +79,9 @@ fn an_http_1_0_client_gets_the_same_bytes_and_then_the_end() {
     assert!(text.ends_with(&format!("\n\nid: {id}\nevent: update\ndata: {{\"a\":1}}\n\n")), "{text}");
 }
 
-#[test]
-fn sigterm_ends_every_stream_with_a_time_to_come_back() {
-    let server = Binary::start(&["--grace", "20s"]);
+with_threads!(sigterm_ends_every_stream_with_a_time_to_come_back);
+fn sigterm_ends_every_stream_with_a_time_to_come_back(threads: usize) {
+    let server = Binary::start(&["--grace", "20s", "--threads", &threads.to_string()]);
     let address = server.address;
     let mut streams: Vec<Stream> = (0..200).map(|_| Stream::open(address, "/events")).collect();
     for stream in &mut streams {

@@ -24,9 +24,12 @@ fn stall(server: &Server, large: &str) -> usize {
     unreachable!()
 }
 
-#[test]
-fn a_client_that_stops_reading_delays_nobody_and_catches_up_from_history() {
-    let server = start_with(|config| config.history_bytes = 64 << 20);
+with_threads!(a_client_that_stops_reading_delays_nobody_and_catches_up_from_history);
+fn a_client_that_stops_reading_delays_nobody_and_catches_up_from_history(threads: usize) {
+    let server = start_with(|config| {
+        config.threads = threads;
+        config.history_bytes = 64 << 20;
+    });
     let address = server.address();
     let mut healthy = Stream::open(address, "/events");
     let mut stalled = Stream::open_narrow(address, "/events");
@@ -61,9 +64,12 @@ fn a_client_that_stops_reading_delays_nobody_and_catches_up_from_history() {
     assert_eq!((healthy.next().id(), stalled.next().id()), (fence, fence));
 }
 
-#[test]
-fn a_client_that_stops_reading_for_longer_than_history_gets_the_document() {
-    let server = start_with(|config| config.history_bytes = 1_000);
+with_threads!(a_client_that_stops_reading_for_longer_than_history_gets_the_document);
+fn a_client_that_stops_reading_for_longer_than_history_gets_the_document(threads: usize) {
+    let server = start_with(|config| {
+        config.threads = threads;
+        config.history_bytes = 1_000;
+    });
     let address = server.address();
     let mut stalled = Stream::open_narrow(address, "/events");
     assert_eq!(stalled.next().json()["reason"], "first");
@@ -85,6 +91,44 @@ fn a_client_that_stops_reading_for_longer_than_history_gets_the_document() {
     assert_eq!(replica.document.unwrap(), get(address, "/state").json());
     let fence = put(address, "/state/fence", "1");
     assert_eq!(stalled.next().id(), fence);
+}
+
+#[test]
+fn a_fan_out_thread_whose_clients_are_all_stalled_delays_no_other() {
+    let server = start_with(|config| {
+        config.threads = 2;
+        config.stall = DEADLINE;
+    });
+    let address = server.address();
+    // Each goes to the thread that has fewest, so one thread has all that do not read.
+    let mut pairs: Vec<[Stream; 2]> = (0..4)
+        .map(|_| {
+            let mut pair = [Stream::open_narrow(address, "/events"), Stream::open(address, "/events")];
+            pair.iter_mut().for_each(|stream| drop(stream.next_named("init")));
+            pair
+        })
+        .collect();
+    let large = "x".repeat(20_000);
+    let mut published = Vec::new();
+    let count_behind = || server.clients().iter().filter(|client| !client.is_live).count();
+    wait_until(
+        || {
+            // The others read what there is, so that they never block.
+            published.push(patch(address, "/state/large", &json!([large, published.len()]).to_string()));
+            for [_, reads] in &mut pairs {
+                assert_eq!(reads.next().id(), published[published.len() - 1]);
+            }
+            count_behind()
+        },
+        |behind| *behind == 4,
+    );
+    for count in 0..100 {
+        let id = put(address, "/state/small", &count.to_string());
+        for [_, reads] in &mut pairs {
+            assert_eq!(reads.next().id(), id);
+        }
+    }
+    assert_eq!(count_behind(), 4, "the stalled ones are still there");
 }
 
 #[test]

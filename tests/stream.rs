@@ -70,10 +70,10 @@ fn heartbeats_are_events_without_an_id() {
     }
 }
 
-#[test]
-fn a_late_client_gets_the_document_and_then_every_change_while_four_publishers_write() {
+with_threads!(a_late_client_gets_the_document_and_then_every_change_while_four_publishers_write);
+fn a_late_client_gets_the_document_and_then_every_change_while_four_publishers_write(threads: usize) {
     const EACH: usize = 100;
-    let server = start();
+    let server = start_with(|config| config.threads = threads);
     let address = server.address();
     for round in 0..20 {
         put(address, "/state/before", &round.to_string());
@@ -271,10 +271,10 @@ fn a_one_off_event_reaches_its_streams_and_changes_nothing() {
     assert_eq!(get(address, "/state").body, r#"{"a":1}"#);
 }
 
-#[test]
-fn no_gap_and_no_double_while_clients_join_under_load() {
+with_threads!(no_gap_and_no_double_while_clients_join_under_load);
+fn no_gap_and_no_double_while_clients_join_under_load(threads: usize) {
     const ROUNDS: u64 = 150;
-    let server = start();
+    let server = start_with(|config| config.threads = threads);
     let address = server.address();
     thread::scope(|scope| {
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);

@@ -24,6 +24,15 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .sets(Time(|config| &mut config.retry)),
     option("history", "4M", "what is kept for clients that were away")
         .sets(Size(|config| &mut config.history_bytes)),
+    option("threads", "0", "threads that write to clients; 0 for as many as there are cores, up to 4").reads(
+        "COUNT",
+        |config, text| {
+            let most = Config::MAX_THREADS;
+            let fits = count(text).ok().filter(|count| *count <= most);
+            config.threads = fits.ok_or_else(|| format!("a number up to {most}"))?;
+            Ok(())
+        },
+    ),
     option("max-clients", "10000", "clients at once; fewer if descriptors or memory do not suffice")
         .reads("COUNT", |config, text| count_from_1(text).map(|count| config.max_clients = count)),
     option("max-clients-per-address", "100", "clients of one remote address; 0 for no limit, behind a proxy")

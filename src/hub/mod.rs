@@ -1,7 +1,7 @@
 //! The hub: publish, join, fan out, catch up.
 //!
 //! `server` publishes and joins clients; neither ever touches another client's socket. Publishing appends to history
-//! and rings a bell; the fan-out thread reads history and writes to every live client. The one rule: nothing blocks, logs
+//! and rings the bells; each fan-out thread reads history and writes to the live clients of its part. The one rule: nothing blocks, logs
 //! or writes to a socket while it holds the lock.
 
 mod catch_up;
@@ -35,8 +35,8 @@ use crate::metrics::Metrics;
 use crate::seats::{Full, Seat, Seats};
 use crate::sse::event::{EventId, EventName};
 
-/// What may wait for the fan-out thread before publishers wait, too.
-const UNREAD_BYTES: usize = 1 << 20;
+/// What may wait for the slowest fan-out thread before publishers wait, too.
+const UNREAD_BYTES: u64 = 1 << 20;
 
 /// The document, the history and the client list, and whoever writes to clients.
 pub(crate) struct Hub {
@@ -45,12 +45,12 @@ pub(crate) struct Hub {
     log: Log,
     state: Mutex<State>,
     seats: Arc<Seats>,
-    /// Publishers wait here for the fan-out thread to read what waits for it.
+    /// Publishers wait here for the fan-out threads to read what waits for them.
     has_read: Condvar,
     /// Wakes those who wait for a condition of the clients.
     pub watch: Watch,
-    /// One place: a bell that rings already need not be rung again.
-    doorbell: Sender<()>,
+    /// Each fan-out thread has one. It has one place: a bell that rings already need not be rung again.
+    bells: Vec<Sender<()>>,
     changed: Sender<()>,
     /// Clients for the catch-up thread. Unbounded, because each is in it once.
     behind: Sender<Option<Arc<Client>>>,
@@ -59,12 +59,12 @@ pub(crate) struct Hub {
 /// The hub's threads.
 #[derive(Default)]
 pub(crate) struct Threads {
-    fan_out: Option<JoinHandle<()>>,
+    fan_out: Vec<JoinHandle<()>>,
     catch_up: Option<JoinHandle<()>>,
 }
 
 impl Hub {
-    /// Starts the fan-out thread and the catch-up thread, with the document as it was saved. `changed` is rung after
+    /// Starts the fan-out threads and the catch-up thread, with the document as it was saved. `changed` is rung after
     /// every change of the document.
     ///
     /// # Errors
@@ -81,27 +81,32 @@ impl Hub {
         let refused = |refusal| io::Error::new(ErrorKind::InvalidData, refusal);
         let patch = document.patch(None, saved).map_err(refused)?;
         document.apply(patch, start);
-        let (doorbell, bell) = bounded(1);
+        let state = State::new(document, random_part, &config);
+        let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
         let (behind, for_catch_up) = unbounded();
         let hub = Arc::new(Hub {
             seats: Seats::new(config.max_clients, config.max_clients_per_address),
-            state: Mutex::new(State::new(document, start, random_part, config.history_bytes)),
+            state: Mutex::new(state),
             config,
             metrics: Arc::default(),
             log,
             has_read: Condvar::new(),
             watch: Watch::default(),
-            doorbell,
+            bells,
             changed,
             behind,
         });
         let mut threads = Threads::default();
-        let (fan_out, catch_up) = (Arc::clone(&hub), Arc::clone(&hub));
-        let started = spawn("fan-out", move || fan_out.run_fan_out(&bell))
-            .map(|thread| threads.fan_out = Some(thread))
-            .and_then(|()| spawn("catch-up", move || catch_up.run_catch_up(&for_catch_up)))
-            .map(|thread| threads.catch_up = Some(thread));
-        if let Err(error) = started {
+        let start = || -> io::Result<()> {
+            for (number, bell) in for_fan_out.into_iter().enumerate() {
+                let hub = Arc::clone(&hub);
+                threads.fan_out.push(spawn("fan-out", move || hub.run_fan_out(number, &bell))?);
+            }
+            let hub = Arc::clone(&hub);
+            threads.catch_up = Some(spawn("catch-up", move || hub.run_catch_up(&for_catch_up))?);
+            Ok(())
+        };
+        if let Err(error) = start() {
             threads.stop(&hub, Instant::now());
             return Err(error);
         }
@@ -139,7 +144,7 @@ impl Hub {
         what: &str,
         make_entry: impl FnOnce(&mut Document, EventId) -> Result<Entry, E>,
     ) -> Result<EventId, E> {
-        let far_behind = |state: &mut State| state.unread_bytes > UNREAD_BYTES && !state.stopping;
+        let far_behind = |state: &mut State| state.unread_bytes() > UNREAD_BYTES && !state.stopping;
         let state = self.has_read.wait_while(self.lock(), far_behind);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         if state.stopping {
@@ -216,7 +221,7 @@ impl Hub {
 
     /// Those of them that an event was not written to.
     pub fn lacking(&self, id: EventId) -> Vec<Arc<Client>> {
-        let read = self.lock().read;
+        let read = self.lock().slowest().read;
         let mut clients = self.clients();
         clients.retain(|client| !client.has(id, read));
         clients
@@ -250,7 +255,7 @@ impl Hub {
     /// The number of clients, and what history holds in bytes.
     pub fn size(&self) -> (usize, usize) {
         let state = self.lock();
-        (state.lists().iter().map(|list| list.len()).sum(), state.history.size())
+        (state.parts.iter().map(|part| part.count).sum(), state.history.size())
     }
 
     /// Takes no client and delays no publisher from now on.
@@ -265,8 +270,10 @@ impl Hub {
     }
 
     fn ring(&self) {
-        // Full: it rings already. Disconnected: the hub has stopped, and everybody was told to come back.
-        self.doorbell.try_send(()).ok();
+        for bell in &self.bells {
+            // Full: it rings already. Disconnected: the hub has stopped, and everybody was told to come back.
+            bell.try_send(()).ok();
+        }
     }
 
     /// Says how the stream goes on, and when to come back.
@@ -312,7 +319,9 @@ impl Threads {
     pub fn stop(self, hub: &Hub, deadline: Instant) {
         hub.begin_stop();
         hub.ring();
-        self.fan_out.map(JoinHandle::join);
+        for thread in self.fan_out {
+            thread.join().ok();
+        }
         let clients = hub.clients();
         // 300 a second: what a small machine answers with ease.
         let window = (clients.len() as u64 * 1_000 / 300).clamp(1_000, 30_000);

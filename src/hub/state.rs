@@ -1,13 +1,15 @@
-//! What the hub's lock guards: the document, the history and the client list.
+//! What the hub's lock guards: the document, the history and the client list, in parts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::clock::now_ms;
+use crate::config::Config;
 use crate::document::Document;
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Client, Place};
-use crate::hub::history::{Audience, Entry, History, up_to_a_pass};
+use crate::hub::fan_out::{List, Part};
+use crate::hub::history::{Audience, Entry, History};
 use crate::sse::event::{EventId, EventName};
 
 pub(super) struct State {
@@ -19,41 +21,27 @@ pub(super) struct State {
     random_part: u32,
     /// The document as `init` of each audience that asked since the last event.
     inits: HashMap<Audience, Arc<Chunk>>,
-    /// The clients of each audience, live or catching up.
-    lists: HashMap<Audience, List>,
+    /// One for each fan-out thread. A client is in one of them for as long as it is there.
+    pub parts: Vec<Part>,
+    /// What was published, in all.
+    published_bytes: u64,
     pub last_client: u64,
-    /// The fan-out thread's place in history: every live client has what came before it.
-    pub read: EventId,
-    /// What came since, and waits for it.
-    pub unread_bytes: usize,
     pub stopping: bool,
 }
 
-/// Clients as they were at one moment. Whoever reads it shares it, so that the lock is not held for long.
-pub(super) type List = Arc<Vec<Arc<Client>>>;
-
-/// What the fan-out thread has to do.
-pub(super) struct Pass {
-    pub entries: Vec<Arc<Entry>>,
-    /// The place after it.
-    pub to: EventId,
-    /// Those that see something of it, each with its clients.
-    pub audiences: Vec<(Audience, List)>,
-}
-
 impl State {
-    /// A state that begins at `start`, with the document as of then.
-    pub fn new(document: Document, start: EventId, random_part: u32, history_bytes: usize) -> State {
+    /// A state that begins with the document as it is, and an empty history behind its last change.
+    pub fn new(document: Document, random_part: u32, config: &Config) -> State {
+        let start = document.last_change();
         State {
             document,
-            history: History::new(start, history_bytes),
+            history: History::new(start, config.history_bytes),
             start,
             random_part,
             inits: HashMap::new(),
-            lists: HashMap::new(),
+            parts: (0..config.fan_out_threads()).map(|_| Part::new(start)).collect(),
+            published_bytes: 0,
             last_client: 0,
-            read: start,
-            unread_bytes: 0,
             stopping: false,
         }
     }
@@ -63,29 +51,23 @@ impl State {
         self.history.last_id().next(now_ms(), self.random_part)
     }
 
-    /// Appends to history. The fan-out thread is to be told.
+    /// Appends to history. The fan-out threads are to be told.
     pub fn publish(&mut self, entry: Entry) {
         // An `init` that is not current serves nobody, and may be large.
         self.inits.clear();
-        self.unread_bytes += entry.size();
-        self.history.push(entry, self.read);
+        self.published_bytes += entry.size() as u64;
+        let read = self.slowest().read;
+        self.history.push(entry, read);
     }
 
-    /// What the fan-out thread has not read, up to a pass's worth.
-    pub fn next_pass(&self) -> Option<Pass> {
-        let entries = up_to_a_pass(self.history.after(self.read).expect("history keeps what was not read"));
-        let to = entries.last()?.id;
-        let touched: HashSet<&Audience> = entries.iter().flat_map(|entry| entry.audiences()).collect();
-        let with_list = |audience: &Audience| Some((audience.clone(), Arc::clone(self.lists.get(audience)?)));
-        let audiences = touched.into_iter().filter_map(with_list).collect();
-        Some(Pass { entries, to, audiences })
+    /// The part of the fan-out thread that is behind the others.
+    pub fn slowest(&self) -> &Part {
+        self.parts.iter().min_by_key(|part| part.read).expect("there is a thread")
     }
 
-    /// Notes that the fan-out thread is done with a pass; says whether more waits for it.
-    pub fn has_read(&mut self, pass: &Pass) -> bool {
-        self.read = pass.to;
-        self.unread_bytes -= pass.entries.iter().map(|entry| entry.size()).sum::<usize>();
-        self.read != self.history.last_id()
+    /// What waits for that thread.
+    pub fn unread_bytes(&self) -> u64 {
+        self.published_bytes - self.slowest().read_bytes
     }
 
     /// Knows no id any more that was issued before.
@@ -121,26 +103,19 @@ impl State {
         (id, init)
     }
 
-    /// Puts a client on the list.
+    /// Gives a client to the fan-out thread that has fewest.
     pub fn add(&mut self, client: Arc<Client>) {
-        Arc::make_mut(self.lists.entry(client.about.topic.clone()).or_default()).push(client);
+        self.parts.iter_mut().min_by_key(|part| part.count).expect("there is a thread").add(client);
     }
 
-    /// Says whether the client was on the list.
+    /// Says whether the client was on a list.
     pub fn remove(&mut self, client: &Arc<Client>) -> bool {
-        let topic = &client.about.topic;
-        let Some(list) = self.lists.get_mut(topic) else { return false };
-        let Some(index) = list.iter().position(|other| Arc::ptr_eq(other, client)) else { return false };
-        Arc::make_mut(list).swap_remove(index);
-        if list.is_empty() {
-            self.lists.remove(topic);
-        }
-        true
+        self.parts.iter_mut().any(|part| part.remove(client))
     }
 
     /// All clients, in no order.
     pub fn lists(&self) -> Vec<List> {
-        self.lists.values().cloned().collect()
+        self.parts.iter().flat_map(Part::lists).collect()
     }
 }
 
@@ -153,7 +128,7 @@ mod tests {
     fn an_id_of_another_process_in_the_same_milliseconds_is_not_known() {
         let mut states = [7, 8_000].map(|random_part| {
             let start = EventId::first(1_000, random_part);
-            let mut state = State::new(Document::new(start, 10_000), start, random_part, 1_000_000);
+            let mut state = State::new(Document::new(start, 10_000), random_part, &Config::default());
             // A clock that stands still, was set, was set back and goes on.
             for now in [1_000, 1_000, 1_001, 9_000_000, 9_000_000, 1_002, 9_000_001] {
                 let id = state.history.last_id().next(now, state.random_part);
@@ -178,7 +153,7 @@ mod tests {
     #[test]
     fn a_forgotten_id_is_a_restart_and_the_place_of_the_next_init_is_known() {
         let start = EventId::first(1_000, 7);
-        let mut state = State::new(Document::new(start, 1_000), start, 7, 1_000);
+        let mut state = State::new(Document::new(start, 1_000), 7, &Config::default());
         let before = state.history.last_id();
         assert_eq!(state.resume(Some(before)), Place::After(before));
         state.forget();

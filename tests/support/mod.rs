@@ -3,7 +3,7 @@
 //! Nobody sleeps here. A test waits for an event, a line or a closed connection, and what does not come within
 //! `DEADLINE` ends in a message with what had come.
 
-#![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "every test file uses its own part")]
 
 use std::fmt::{self, Write as _};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -27,6 +27,29 @@ pub fn blocks(kind: &str) -> Vec<&'static str> {
     let after_fences = README.split(fence.as_str()).skip(1);
     after_fences.map(|text| text.split("```").next().expect("a block ends")).collect()
 }
+
+/// Runs a test with one fan-out thread, with two and with four.
+macro_rules! with_threads {
+    ($test:ident) => {
+        mod $test {
+            #[test]
+            fn with_1_thread() {
+                super::$test(1);
+            }
+
+            #[test]
+            fn with_2_threads() {
+                super::$test(2);
+            }
+
+            #[test]
+            fn with_4_threads() {
+                super::$test(4);
+            }
+        }
+    };
+}
+pub(crate) use with_threads;
 
 /// A server with one document of its own.
 pub fn start() -> Server {
