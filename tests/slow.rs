@@ -104,7 +104,9 @@ fn a_fan_out_thread_whose_clients_are_all_stalled_delays_no_other() {
     let mut pairs: Vec<[Stream; 2]> = (0..4)
         .map(|_| {
             let mut pair = [Stream::open_narrow(address, "/events"), Stream::open(address, "/events")];
-            pair.iter_mut().for_each(|stream| drop(stream.next_named("init")));
+            for stream in &mut pair {
+                stream.next_named("init");
+            }
             pair
         })
         .collect();

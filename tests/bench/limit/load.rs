@@ -476,6 +476,20 @@ pub fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> io::Res
     read_answer(&mut BufReader::new(connection))
 }
 
+/// How many passes a statecast has made over its clients, and the seconds that they took.
+pub fn passes(address: SocketAddr) -> io::Result<(f64, f64)> {
+    let mut connection = TcpStream::connect(address)?;
+    connection.set_read_timeout(Some(DEADLINE))?;
+    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    connection.read_to_string(&mut text)?;
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        line.ok_or_else(|| io::Error::other(format!("no {name} in {text}")))
+    };
+    Ok((value("statecast_pass_seconds_count ")?, value("statecast_pass_seconds_sum ")?))
+}
+
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }

@@ -18,11 +18,11 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use load::{Crowd, Dialect, Outcome, Plan, ask};
+use load::{Crowd, Dialect, Outcome, Plan, ask, passes};
 use process::{Kind, Process, STATECAST, has_nchan, has_two_cores, stay_on_the_other_core};
 use report::{Report, draw};
 
-const USAGE: &str = "usage: cargo bench -- [--quick] [fan-out] [memory] [growth]";
+const USAGE: &str = "usage: cargo bench -- [--quick] [fan-out] [cores] [memory] [growth]";
 
 /// As many connections as one likes, as fast as they go.
 const BURST: f64 = f64::INFINITY;
@@ -40,7 +40,7 @@ fn main() -> Done {
         println!("{USAGE}");
         return Ok(());
     }
-    let all = ["fan-out", "memory", "growth"];
+    let all = ["fan-out", "cores", "memory", "growth"];
     let mut parts = Vec::new();
     let mut quick = false;
     for word in words {
@@ -63,6 +63,7 @@ fn main() -> Done {
             println!("round {round}: {part}, after {} s", begin.elapsed().as_secs());
             match *part {
                 "fan-out" => bench.fan_out()?,
+                "cores" => bench.cores()?,
                 "memory" => bench.memory()?,
                 _ => bench.growth()?,
             }
@@ -155,6 +156,43 @@ impl Bench {
             let rate = clients as f64 / before.elapsed().as_secs_f64();
             self.report.note(PART, "connects/s", "connects/s", base, kind, rate);
         }
+        Ok(())
+    }
+
+    /// One round of more fan-out threads on more cores, each measured by one thread on one core.
+    fn cores(&mut self) -> Done {
+        const PART: &str = "cores";
+        let clients = self.clients(4_000);
+        let steady =
+            Plan { publishers: 1, size: 200, per_second: Some(10.0), time: self.seconds(2.0), topics: 1 };
+        let most = if has_two_cores() { 2 } else { 1 };
+        let cases = [(1, 1), (2, 1), (2, most), (4, most)];
+        let mut passing = [const { Vec::new() }; 4];
+        let mut latencies = [const { Vec::new() }; 4];
+        for _ in 0..3 {
+            for (case, (threads, cores)) in cases.into_iter().enumerate() {
+                let server = Process::start_with_threads(threads, cores)?;
+                let mut crowd = Crowd::new(server.address, Dialect::Statecast, 1)?;
+                crowd.connect(clients, BURST)?;
+                sleep(Duration::from_millis(300));
+                let done = crowd.run(&steady)?;
+                latencies[case].push([0.5, 0.99].map(|quantile| done.latency(quantile).as_secs_f64()));
+                passing[case].push(pass_seconds(&server, threads)?);
+            }
+        }
+        for (case, (threads, cores)) in cases.into_iter().enumerate() {
+            let mut note = |what: &str, of: &dyn Fn(usize) -> f64| {
+                let name = format!("{what}, --threads {threads} on {cores} of the cores, to 1 on 1");
+                self.report.note(PART, &name, "x", None, Kind::Statecast, of(case) / of(0));
+            };
+            note("a pass over 4,000 subscribers that sleep", &|case| median(passing[case].iter().copied()));
+            for (index, name) in ["p50", "p99"].into_iter().enumerate() {
+                let of = |case: usize| median(latencies[case].iter().map(|both| both[index]));
+                note(&format!("latency {name} of 4,000 subscribers that read"), &of);
+            }
+        }
+        let ms = median(passing[0].iter().copied()) * 1e3;
+        self.report.note(PART, "a pass over 4,000 subscribers, 1 thread", "ms", None, Kind::Statecast, ms);
         Ok(())
     }
 
@@ -268,6 +306,28 @@ fn in_turns(at_work: &mut [(Process, Crowd)], turns: usize, plan: &Plan) -> io::
         }
     }
     Ok(all)
+}
+
+/// How long a pass takes, each thread over its part, while nobody reads.
+fn pass_seconds(server: &Process, threads: usize) -> io::Result<f64> {
+    const EVENTS: usize = 20;
+    let text = "x".repeat(200);
+    let (before, seconds_before) = passes(server.address)?;
+    for event in 1..=EVENTS {
+        ask(server.address, "POST", "/events", &text)?;
+        // A pass takes as long as it takes. Asking is no pause for the core that it has.
+        while passes(server.address)?.0 < before + (event * threads) as f64 {
+            sleep(Duration::from_millis(20));
+        }
+    }
+    let (after, seconds) = passes(server.address)?;
+    Ok((seconds - seconds_before) / (after - before))
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// A server, and a crowd that listens to it.

@@ -7,6 +7,7 @@ use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,17 @@ impl Process {
 
     /// Starts a bare server whose `init` is as large as asked; the others are told their document.
     pub fn start_with_init(kind: Kind, init_bytes: usize) -> io::Result<Process> {
-        let mut command = on_core(0);
+        Process::start_on(kind, init_bytes, "0", &[])
+    }
+
+    /// Starts statecast with so many fan-out threads, on so many of the first cores.
+    pub fn start_with_threads(threads: usize, cores: usize) -> io::Result<Process> {
+        let last = (cores - 1).to_string();
+        Process::start_on(Kind::Statecast, 2, &format!("0-{last}"), &["--threads", &threads.to_string()])
+    }
+
+    fn start_on(kind: Kind, init_bytes: usize, cores: &str, arguments: &[&str]) -> io::Result<Process> {
+        let mut command = on_cores(cores);
         let mut folder = None;
         let mut port = 0;
         match kind {
@@ -89,7 +100,7 @@ impl Process {
             }
             Kind::Statecast => {
                 // Heartbeats come when they come, and every subscriber is to get the same bytes.
-                command.args([STATECAST, "--listen", "127.0.0.1:0", "--heartbeat", "1h"]);
+                command.args([STATECAST, "--listen", "127.0.0.1:0", "--heartbeat", "1h"]).args(arguments);
             }
             Kind::Nchan => {
                 let place = std::env::temp_dir().join(format!("statecast-bench-{}", std::process::id()));
@@ -165,16 +176,19 @@ impl Drop for Process {
 
 /// Whether there is a core for the server and another for the load.
 pub fn has_two_cores() -> bool {
-    thread::available_parallelism().is_ok_and(|count| count.get() > 1)
+    // As it was at the start: a load that stays on one core sees no other.
+    static HAS_TWO: LazyLock<bool> =
+        LazyLock::new(|| thread::available_parallelism().is_ok_and(|count| count.get() > 1));
+    *HAS_TWO
 }
 
-/// A command that is kept on one core, where there are two.
-fn on_core(core: usize) -> Command {
+/// A command that is kept on some cores, where there are two.
+fn on_cores(cores: &str) -> Command {
     if !has_two_cores() {
         return Command::new("env");
     }
     let mut command = Command::new("taskset");
-    command.args(["-c", &core.to_string()]);
+    command.args(["-c", cores]);
     command
 }
 
