@@ -304,7 +304,19 @@ impl Stream {
     }
 
     fn append_whole(&mut self, chunk: &Chunk) {
-        self.pending.append(Arc::clone(&chunk.bytes), chunk.range(self.chunked));
+        let mut rest = chunk.range(self.chunked);
+        if self.pending.pieces.is_empty()
+            && let Some(wire) = &mut self.wire
+            && let Ok(count) = wire.write(&chunk.bytes[rest.clone()])
+        {
+            // Most take it at once, and nothing needs to be kept for them. What went wrong, `push` will see.
+            rest.start += count;
+            self.bytes += count as u64;
+            self.pending.unflushed = true;
+        }
+        if rest.start < rest.end {
+            self.pending.append(Arc::clone(&chunk.bytes), rest);
+        }
         self.events += chunk.count() as u64;
         if let Some((id, _)) = chunk.ids.last() {
             self.last_event_id = Some(*id);
@@ -485,7 +497,7 @@ mod tests {
         let arrival = Arrival {
             wire: Box::new(Reluctant::default()),
             chunked: true,
-            head: Vec::new(),
+            head: b"HTTP/1.1 200 OK\r\n\r\n".to_vec(),
             address,
             user_agent: None,
             until: Until { events: None, idle: None },

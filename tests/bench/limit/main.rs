@@ -1,6 +1,6 @@
 //! How near statecast comes to what the kernel allows.
 //!
-//! `cargo bench` measures everything in about nine minutes; `cargo bench -- fan-out` one part of it, `--quick` in
+//! `cargo bench` measures everything in about twelve minutes; `cargo bench -- fan-out` one part of it, `--quick` in
 //! seconds. Beside statecast, as it is shipped, runs a server that only sends bytes to sockets (`bare`), in turns and
 //! in the same run; what comes out are ratios between the two. Each has one core, and the load another.
 //!
