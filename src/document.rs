@@ -200,6 +200,17 @@ impl Document {
         }
     }
 
+    /// A document as it was saved.
+    ///
+    /// # Errors
+    /// It could not be written so.
+    pub fn saved(start: EventId, max_bytes: usize, saved: Value) -> Result<Document, Refusal> {
+        let mut document = Document::new(start, max_bytes);
+        let patch = document.patch(None, saved)?;
+        document.apply(patch, start);
+        Ok(document)
+    }
+
     /// The patch for `PATCH`: the body, checked.
     pub fn patch(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
         self.checked(addressed(topic, body)?)

@@ -334,7 +334,9 @@ impl Stream {
 
     /// Writes what is pending, as far as the socket takes it without waiting.
     fn push(&mut self) -> Progress {
+        use ErrorKind::{Interrupted, TimedOut, WouldBlock};
         let Some(wire) = &mut self.wire else { return Progress::Gone(End::Clean) };
+        // A send timeout that a socket inherited says TimedOut on some systems.
         match self.pending.write_to(wire, &mut self.bytes) {
             Ok(()) if self.is_ending => Progress::Gone(End::Clean),
             Ok(()) => {
@@ -343,10 +345,7 @@ impl Stream {
                 }
                 Progress::Done
             }
-            // A send timeout that a socket inherited says TimedOut on some systems.
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                Progress::Blocked
-            }
+            Err(error) if matches!(error.kind(), WouldBlock | TimedOut | Interrupted) => Progress::Blocked,
             Err(error) => Progress::Gone(End::Fault(error.to_string())),
         }
     }
@@ -385,7 +384,7 @@ impl Pending {
 
     fn write_to(&mut self, wire: &mut impl Write, written: &mut u64) -> io::Result<()> {
         while let Some((bytes, rest)) = self.pieces.front_mut() {
-            let count = uninterrupted(|| wire.write(&bytes[rest.clone()]))?;
+            let count = wire.write(&bytes[rest.clone()])?;
             if count == 0 {
                 return Err(ErrorKind::WriteZero.into());
             }
@@ -398,20 +397,10 @@ impl Pending {
         }
         if self.unflushed {
             // A flush that would block is to be repeated; the bytes are taken (tiny_http's BufWriter keeps them).
-            uninterrupted(|| wire.flush())?;
+            wire.flush()?;
             self.unflushed = false;
         }
         Ok(())
-    }
-}
-
-/// Does it again where a signal came between.
-fn uninterrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match attempt() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            other => return other,
-        }
     }
 }
 

@@ -110,33 +110,8 @@ pub(super) fn chunk_of(entries: &[Arc<Entry>], audience: &Audience) -> Option<Ar
 /// string.
 #[derive(Clone, Debug)]
 pub struct EventData {
-    text: String,
-    is_json: bool,
-}
-
-impl EventData {
-    /// Text that was checked to be JSON, and is sent as it stands.
-    pub(crate) fn json(checked: String) -> EventData {
-        EventData { text: checked, is_json: true }
-    }
-}
-
-impl From<String> for EventData {
-    fn from(text: String) -> EventData {
-        EventData { text, is_json: false }
-    }
-}
-
-impl From<&str> for EventData {
-    fn from(text: &str) -> EventData {
-        text.to_owned().into()
-    }
-}
-
-impl From<Value> for EventData {
-    fn from(json: Value) -> EventData {
-        EventData::json(to_json(&json))
-    }
+    pub(crate) text: String,
+    pub(crate) is_json: bool,
 }
 
 /// The newest entries, oldest first, up to a bound in bytes.
@@ -230,7 +205,12 @@ mod tests {
             "id: 1-0\nevent: alert\ndata: x\ndata: \"y\n\n"
         );
         assert_eq!(frame(&text, &None).unwrap(), "id: 1-0\nevent: alert\ndata: {\"a\":\"x\\n\\\"y\"}\n\n");
-        let json = Entry::one_off(id(2), Topic::parse("a").ok(), &name, &EventData::json("[1, 2]".into()));
+        let json = Entry::one_off(
+            id(2),
+            Topic::parse("a").ok(),
+            &name,
+            &EventData { text: "[1, 2]".into(), is_json: true },
+        );
         assert_eq!(frame(&json, &Topic::parse("a").ok()).unwrap(), "id: 2-0\nevent: alert\ndata: [1, 2]\n\n");
         assert_eq!(frame(&json, &None).unwrap(), "id: 2-0\nevent: alert\ndata: {\"a\":[1, 2]}\n\n");
         let alone = Entry::one_off(id(3), None, &name, &"hi".into());

@@ -77,10 +77,8 @@ impl Hub {
     ) -> io::Result<(Arc<Hub>, Threads)> {
         let random_part = EventId::random_part();
         let start = EventId::first(now_ms(), random_part);
-        let mut document = Document::new(start, config.max_document_bytes);
-        let refused = |refusal| io::Error::new(ErrorKind::InvalidData, refusal);
-        let patch = document.patch(None, saved).map_err(refused)?;
-        document.apply(patch, start);
+        let document = Document::saved(start, config.max_document_bytes, saved)
+            .map_err(|refusal| io::Error::new(ErrorKind::InvalidData, refusal))?;
         let state = State::new(document, random_part, &config);
         let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
         let (behind, for_catch_up) = unbounded();

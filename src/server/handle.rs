@@ -52,6 +52,24 @@ impl ForTopic for &str {
     }
 }
 
+impl From<String> for EventData {
+    fn from(text: String) -> EventData {
+        EventData { text, is_json: false }
+    }
+}
+
+impl From<&str> for EventData {
+    fn from(text: &str) -> EventData {
+        text.to_owned().into()
+    }
+}
+
+impl From<Value> for EventData {
+    fn from(json: Value) -> EventData {
+        EventData { text: to_json(&json), is_json: true }
+    }
+}
+
 impl Server {
     /// Merges a patch into the document, or into one topic (RFC 7396), and returns the id of the `update`. It returns before
     /// delivery; see [`wait_delivered`](Server::wait_delivered). It waits only while delivery is far behind.

@@ -187,7 +187,7 @@ impl Site {
             let text = "the body is not UTF-8; an event's data is, and compression is not spoken";
             Answer::refusal(400, text)
         })?;
-        let data = if call.is_json { EventData::json(text) } else { text.into() };
+        let data = EventData { text, is_json: call.is_json };
         Ok(answers::published(self.hub.send(audience, &name, &data)?))
     }
 
