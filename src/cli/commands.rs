@@ -19,11 +19,11 @@ pub enum Command {
     /// Serve with this configuration.
     Serve(Box<Config>),
     /// Show a stream.
-    Tail(Client),
+    Tail(Task),
     /// Change the document.
-    Set(Client),
+    Set(Task),
     /// Publish one-off events.
-    Send(Client),
+    Send(Task),
     /// Print a text and exit.
     Print(String),
 }
@@ -31,7 +31,7 @@ pub enum Command {
 /// What a client command is to do. Only [`Command::parse`] makes one.
 #[derive(Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
-pub struct Client {
+pub struct Task {
     pub(crate) target: Target,
     /// What is published. `-` for the lines of standard input.
     pub(crate) data: String,
@@ -47,9 +47,9 @@ pub struct Client {
 }
 
 /// A client without what may be a secret.
-impl fmt::Debug for Client {
+impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("Task").field("target", &self.target).finish_non_exhaustive()
     }
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct Target {
 }
 
 /// The options of all clients. Those without the headers are variables of the environment, too.
-const ACCESS: &[Setting<Client>] = &[
+const ACCESS: &[Setting<Task>] = &[
     option("token", "", "what the server asks for; also STATECAST_TOKEN")
         .sets(Token(|client| &mut client.init.token)),
     option("token-file", "", "the same, read from a file; also STATECAST_TOKEN_FILE")
@@ -87,7 +87,7 @@ const ACCESS: &[Setting<Client>] = &[
         }),
 ];
 
-const TAIL: &[Setting<Client>] = &[
+const TAIL: &[Setting<Task>] = &[
     option("event", "", "show events of this name only; once for each").reads("NAME", |client, text| {
         client.events.push(text.to_owned());
         Ok(())
@@ -100,7 +100,7 @@ const TAIL: &[Setting<Client>] = &[
         .reads("COUNT", |client, text| count_from_1(text).map(|count| client.count = Some(count as u64))),
 ];
 
-const SEND: &[Setting<Client>] = &[
+const SEND: &[Setting<Task>] = &[
     option("event", "message", "what the event is called").reads("NAME", |client, text| {
         EventName::parse(text).map_err(|rule| format!("a name: {rule}"))?;
         client.events = vec![text.to_owned()];
@@ -114,10 +114,10 @@ struct ClientCommand {
     name: &'static str,
     /// The help above the options.
     help: &'static str,
-    options: &'static [Setting<Client>],
+    options: &'static [Setting<Task>],
     /// The data to publish stand behind the URL.
     takes_data: bool,
-    command: fn(Client) -> Command,
+    command: fn(Task) -> Command,
 }
 
 const CLIENT_COMMANDS: [ClientCommand; 3] = [
@@ -219,7 +219,7 @@ impl ClientCommand {
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Command, String> {
         let init = EventSourceInit { tries_again: may_pass, ..EventSourceInit::default() };
-        let mut client = Client { init, ..Client::default() };
+        let mut client = Task { init, ..Task::default() };
         // In reverse: the variable of the token wins over that of the file.
         for setting in ACCESS.iter().rev().filter(|setting| setting.name != "header") {
             setting.set_from(&mut client, &variable)?;
@@ -321,7 +321,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Client, String> {
+    fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Task, String> {
         let variable = |name: &str| {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| OsString::from(value))

@@ -13,7 +13,7 @@ use ureq::Agent;
 use ureq::http::header::{CONTENT_TYPE, LOCATION};
 use ureq::http::{HeaderValue, Method};
 
-use crate::cli::commands::Client;
+use crate::cli::commands::Task;
 use crate::client::http::{Endpoint, agent_config, header, may_pass, refusal_text, retry_after, wait_after};
 use crate::document::without_mark;
 
@@ -33,26 +33,26 @@ const RETRY: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// Why the data were refused, or could not be sent. For lines, an answer that no other line would change.
-pub fn set(client: &Client) -> io::Result<()> {
-    publish(client, &Publisher::new(client, client.target.state(), "application/merge-patch+json", true)?)
+pub fn set(task: &Task) -> io::Result<()> {
+    publish(task, &Publisher::new(task, task.target.state(), "application/merge-patch+json", true)?)
 }
 
 /// Publishes one-off events, and prints the id as `set` does. Blocks.
 ///
 /// # Errors
 /// As for `set`.
-pub fn send(client: &Client) -> io::Result<()> {
-    let name = client.events.first().map_or("message", String::as_str);
-    let url = format!("{}?event={}", client.target.events(), utf8_percent_encode(name, NON_ALPHANUMERIC));
-    let content_type = if client.json { "application/json" } else { "text/plain; charset=utf-8" };
-    publish(client, &Publisher::new(client, url, content_type, false)?)
+pub fn send(task: &Task) -> io::Result<()> {
+    let name = task.events.first().map_or("message", String::as_str);
+    let url = format!("{}?event={}", task.target.events(), utf8_percent_encode(name, NON_ALPHANUMERIC));
+    let content_type = if task.json { "application/json" } else { "text/plain; charset=utf-8" };
+    publish(task, &Publisher::new(task, url, content_type, false)?)
 }
 
-fn publish(client: &Client, publisher: &Publisher) -> io::Result<()> {
-    if client.data == "-" {
+fn publish(task: &Task, publisher: &Publisher) -> io::Result<()> {
+    if task.data == "-" {
         return publish_lines(publisher, BufReader::with_capacity(64 << 10, io::stdin().lock()));
     }
-    match publisher.try_once(client.data.as_bytes()) {
+    match publisher.try_once(task.data.as_bytes()) {
         Ok(id) => match writeln!(io::stdout(), "{id}") {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
             _ => Ok(()),
@@ -135,13 +135,8 @@ enum Cause {
 }
 
 impl Publisher {
-    fn new(
-        client: &Client,
-        url: String,
-        content_type: &'static str,
-        is_change: bool,
-    ) -> io::Result<Publisher> {
-        let init = &client.init;
+    fn new(task: &Task, url: String, content_type: &'static str, is_change: bool) -> io::Result<Publisher> {
+        let init = &task.init;
         let mut endpoint = Endpoint::new(&url, init.token.as_ref(), &init.headers, init.proxy.as_deref())?;
         endpoint.headers.append(CONTENT_TYPE, HeaderValue::from_static(content_type));
         // No limit for resolving a name: ureq would start a thread for each request to keep it.

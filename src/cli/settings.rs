@@ -37,17 +37,17 @@ pub(crate) enum Set<T: 'static> {
 }
 
 /// What the help says of an option.
-pub(crate) struct Named(&'static str, &'static str, &'static str);
+pub(crate) struct Row(&'static str, &'static str, &'static str);
 
 /// Begins a row of a table: the name, the default and the help.
-pub(crate) const fn option(name: &'static str, default: &'static str, help: &'static str) -> Named {
-    Named(name, default, help)
+pub(crate) const fn option(name: &'static str, default: &'static str, help: &'static str) -> Row {
+    Row(name, default, help)
 }
 
-impl Named {
+impl Row {
     /// Ends the row.
     pub const fn sets<T>(self, set: Set<T>) -> Setting<T> {
-        let Named(name, default, help) = self;
+        let Row(name, default, help) = self;
         let value = match &set {
             Set::Switch(_) => "",
             Set::Time(_) => "TIME",

@@ -8,7 +8,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::cli::commands::Client;
+use crate::cli::commands::Task;
 use crate::client::event_source::{EventSource, EventSourceHandle, Reason, Step};
 use crate::client::replica::Follower;
 use crate::document::to_json;
@@ -18,17 +18,17 @@ use crate::sse::parser::Event;
 ///
 /// # Errors
 /// Why the server refused, or why output failed.
-pub fn tail(client: &Client) -> io::Result<()> {
-    let url = client.target.events();
-    let mut source = EventSource::with(&url, client.init.clone())?;
+pub fn tail(task: &Task) -> io::Result<()> {
+    let url = task.target.events();
+    let mut source = EventSource::with(&url, task.init.clone())?;
     let handle = source.handle();
     close_with_stdout(handle.clone())?;
     let (out, follower) = (io::stdout().lock(), Follower::default());
-    let mut shown = Shown { client, out, failure: None, follower, told: None };
-    let mut left = if client.once { 1 } else { client.count.unwrap_or(u64::MAX) };
+    let mut shown = Shown { task, out, failure: None, follower, told: None };
+    let mut left = if task.once { 1 } else { task.count.unwrap_or(u64::MAX) };
     while left > 0 {
         let step = source.step(&mut |bytes| {
-            if client.raw {
+            if task.raw {
                 shown.write(bytes);
             }
         });
@@ -54,7 +54,7 @@ pub fn tail(client: &Client) -> io::Result<()> {
 }
 
 struct Shown<'a> {
-    client: &'a Client,
+    task: &'a Task,
     out: StdoutLock<'static>,
     /// Why output has failed.
     failure: Option<io::Error>,
@@ -67,7 +67,7 @@ impl Shown<'_> {
     /// Shows an event, and says whether it counts.
     fn show(&mut self, event: &Event, source: &mut EventSource) -> bool {
         self.told = None;
-        let Client { raw, state, once, events, .. } = self.client;
+        let Task { raw, state, once, events, .. } = self.task;
         let line = if *raw {
             return true;
         } else if *state || *once {
