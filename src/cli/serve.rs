@@ -109,7 +109,7 @@ fn stop(
             Ok(Word::Signal(libc::SIGINT)) if interrupted.is_some_and(|at| at.elapsed() >= IMPATIENCE) => {
                 let (tell, saver) = (tell.clone(), saver.clone());
                 aside("save", move || {
-                    let code = match saver.map_or(Ok(()), |saver| saver.wait(deadline)) {
+                    let code = match saver.map_or(Ok(()), |saver| saver.wait()) {
                         Ok(()) => ExitCode::from(INTERRUPTED),
                         Err(error) => fail(&error),
                     };
@@ -119,7 +119,7 @@ fn stop(
             Ok(_) => {}
             // All that stops keeps to the grace, so it is stderr that takes no word of what was not done.
             Err(_) => {
-                let is_saved = saver.is_none_or(|saver| saver.wait(Instant::now()).is_ok());
+                let is_saved = saver.is_none_or(|saver| saver.wait().is_ok());
                 return Ok(if is_saved { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             }
         }

@@ -4,7 +4,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::http::Limits;
+use crate::hub::Settings;
+use crate::server::capacity::Capacity;
 use crate::token::Token;
+
+/// Kept-alive connections with no request under way.
+const IDLE: Duration = Duration::from_secs(75);
+
+/// Data that is not acknowledged for so long: a power cut, a pulled cable.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// How a server is to run. `Config::default()` is what the command does without options, but for the port.
 ///
@@ -84,6 +93,35 @@ impl Default for Config {
             log: false,
             stall: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Config {
+    /// What the hub has to know.
+    pub(super) fn settings(&self, capacity: Capacity) -> Settings {
+        Settings {
+            heartbeat: self.heartbeat,
+            retry: self.retry,
+            history_bytes: self.history_bytes,
+            max_document_bytes: self.max_document_bytes,
+            max_clients: capacity.clients,
+            max_clients_per_address: self.max_clients_per_address,
+            stall: self.stall,
+            unacknowledged: UNACKNOWLEDGED,
+            verbose: self.verbose,
+        }
+    }
+
+    /// What the listener has to know.
+    pub(super) fn limits(&self, capacity: Capacity) -> Limits {
+        Limits {
+            head: self.request_timeout,
+            idle: IDLE,
+            write: self.stall,
+            unacknowledged: UNACKNOWLEDGED,
+            send_buffer: self.client_buffer_bytes,
+            requests: capacity.requests,
         }
     }
 }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 use crate::http::{self, Exchange, Limits, Listener};
-use crate::hub::{Hub, Settings, StartError, Threads};
+use crate::hub::{Hub, StartError, Threads};
 use crate::log::Log;
 use crate::server::capacity::Capacity;
 use crate::server::config::Config;
@@ -33,12 +33,6 @@ use crate::server::kept_file::KeptFile;
 use crate::server::pages::Pages;
 use crate::server::routes::Site;
 use crate::server::saver::Saver;
-
-/// Kept-alive connections with no request under way.
-const IDLE: Duration = Duration::from_secs(75);
-
-/// Data that is not acknowledged for so long: a power cut, a pulled cable.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// A running server. It stops when dropped, as `stop` does. Several in one process share nothing, and threads can share
 /// one of them.
@@ -116,7 +110,7 @@ impl Prepared {
         let Prepared { config, log, pages, document, file } = self;
         let capacity = Capacity::find(config.max_clients);
         let (ring_changed, changed) = bounded(1);
-        let started = Hub::start(settings(&config, capacity), document, log.clone(), ring_changed.clone());
+        let started = Hub::start(config.settings(capacity), document, log.clone(), ring_changed.clone());
         let (hub, threads) = started.map_err(|error| match error {
             StartError::Thread(error) => error,
             StartError::Document(refusal) => {
@@ -129,7 +123,7 @@ impl Prepared {
             KeptFile::describe,
         );
         let (addresses, grace) = (config.listen.clone(), config.grace);
-        let limits = limits(&config, capacity);
+        let limits = config.limits(capacity);
         let listen = listener(Site::new(Arc::clone(&hub), pages, config), limits, log.clone());
         // From here on an error drops the server, which stops what has been started.
         let mut server = Server {
@@ -150,31 +144,6 @@ impl Prepared {
         server.address = listener.address();
         server.listener = Mutex::new(Some(listener));
         Ok(server)
-    }
-}
-
-fn settings(config: &Config, capacity: Capacity) -> Settings {
-    Settings {
-        heartbeat: config.heartbeat,
-        retry: config.retry,
-        history_bytes: config.history_bytes,
-        max_document_bytes: config.max_document_bytes,
-        max_clients: capacity.clients,
-        max_clients_per_address: config.max_clients_per_address,
-        stall: config.stall,
-        unacknowledged: UNACKNOWLEDGED,
-        verbose: config.verbose,
-    }
-}
-
-fn limits(config: &Config, capacity: Capacity) -> Limits {
-    Limits {
-        head: config.request_timeout,
-        idle: IDLE,
-        write: config.stall,
-        unacknowledged: UNACKNOWLEDGED,
-        send_buffer: config.client_buffer_bytes,
-        requests: capacity.requests,
     }
 }
 
@@ -238,13 +207,13 @@ impl Server {
         // What is refused from here on need not be saved; all else is, while streams and requests are ended.
         self.hub.begin_stop();
         if let Some(saver) = &self.saver {
-            saver.begin_stop();
+            saver.begin_stop(now + self.grace * 15 / 16);
         }
         threads.stop(&self.hub, now + self.grace * 3 / 4);
         if let Some(listener) = self.listener.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             listener.stop(now + self.grace * 7 / 8);
         }
-        self.saver.take().map_or(Ok(()), |saver| saver.wait(now + self.grace * 15 / 16))
+        self.saver.take().map_or(Ok(()), |saver| saver.wait())
     }
 }
 

@@ -10,7 +10,6 @@ use crate::hub::client::{Arrival, Until};
 use crate::hub::history::{Audience, EventData};
 use crate::hub::{Hub, Seat};
 use crate::lock::lock;
-use crate::server::access::Rules;
 use crate::server::answers;
 use crate::server::config::Config;
 use crate::server::lab::Lab;
@@ -23,9 +22,7 @@ use crate::units::duration;
 pub(super) struct Site {
     pub hub: Arc<Hub>,
     pages: Pages,
-    rules: Rules,
-    max_body: usize,
-    max_document: usize,
+    config: Config,
     /// Held by whoever makes a document of a large body: it takes many times the body's memory, for a moment.
     large_bodies: Mutex<()>,
     /// With `--lab` only.
@@ -40,28 +37,21 @@ enum Reply {
 
 impl Site {
     pub fn new(hub: Arc<Hub>, pages: Pages, config: Config) -> Site {
-        let rules = Rules {
-            is_open: config.open,
-            publish_token: config.publish_token,
-            subscribe_token: config.subscribe_token,
-            origins: config.allow_origin,
-        };
-        let (max_body, max_document) = (config.max_body_bytes, config.max_document_bytes);
         let lab = config.lab.then(Arc::default);
-        Site { hub, pages, rules, max_body, max_document, large_bodies: Mutex::new(()), lab }
+        Site { hub, pages, config, large_bodies: Mutex::new(()), lab }
     }
 
     /// Answers one request, or begins a stream.
     pub fn handle(&self, mut exchange: Exchange) {
         let call = exchange.call();
         let route = Route::of(&call.path).and_then(|route| {
-            self.rules.check(call, &route)?;
+            self.config.check(call, &route)?;
             check_kind_of_body(call, &route)?;
             Ok(route)
         });
-        let cors = self.rules.cors_headers(call, (call.method == Method::Options).then_some(&route));
+        let cors = self.config.cors_headers(call, (call.method == Method::Options).then_some(&route));
         let reply = route.and_then(|route| {
-            let body = exchange.body(self.max_body)?;
+            let body = exchange.body(self.config.max_body_bytes)?;
             self.respond(exchange.call(), route, &body)
         });
         match reply {
@@ -155,7 +145,8 @@ impl Site {
         const LARGE_BODY: usize = 16 << 10;
         let _one_at_a_time = (body.len() > LARGE_BODY).then(|| lock(&self.large_bodies));
         let is_delete = call.method == Method::Delete;
-        let mut value = if is_delete { None } else { Some(document::parse(body, self.max_document)?) };
+        let mut value =
+            if is_delete { None } else { Some(document::parse(body, self.config.max_document_bytes)?) };
         let id = self.hub.write(|document| {
             if call.conditions.are_any() {
                 let tag = document.changed(topic).map(tag);
@@ -180,7 +171,7 @@ impl Site {
         // An event has no tag that one could name.
         call.conditions.judge_write(Some("")).map_err(answers::failed)?;
         if call.is_json {
-            document::parse(body, self.max_document)?;
+            document::parse(body, self.config.max_document_bytes)?;
         }
         let text = String::from_utf8(document::without_mark(body).to_vec()).map_err(|_| {
             let text = "the body is not UTF-8; an event's data is, and compression is not spoken";

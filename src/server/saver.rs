@@ -42,7 +42,8 @@ struct Save {
     saved: EventId,
     /// Why the last save failed, if it did.
     fault: Option<(ErrorKind, String)>,
-    is_stopping: bool,
+    /// The end of the wait for a stop that has begun.
+    stop_by: Option<Instant>,
     has_ended: bool,
 }
 
@@ -56,7 +57,7 @@ impl Saver {
     ) -> io::Result<Saver> {
         // What was read at the start need not be saved.
         let saved = hub.read(Document::last_change);
-        let state = Mutex::new(Save { saved, fault: None, is_stopping: false, has_ended: false });
+        let state = Mutex::new(Save { saved, fault: None, stop_by: None, has_ended: false });
         let named = file.named().to_owned();
         let shared = Arc::new(Saving { named, hub, log, bell, state, told: Condvar::new() });
         let of_thread = Arc::clone(&shared);
@@ -67,20 +68,23 @@ impl Saver {
     }
 
     /// Saves what has changed, now and not later, and ends. Returns at once; the document may not change any more.
-    pub fn begin_stop(&self) {
-        lock(&self.0.state).is_stopping = true;
+    /// Nobody waits for it beyond `deadline`.
+    pub fn begin_stop(&self, deadline: Instant) {
+        lock(&self.0.state).stop_by = Some(deadline);
         self.0.told.notify_all();
         // Full: it rings already.
         self.0.bell.try_send(()).ok();
     }
 
-    /// Waits for the end of that until `deadline`.
+    /// Waits for the end of the stop, until its deadline.
     ///
     /// # Errors
     /// What the file lacks then, and why. The thread goes on if it is the disk that takes its time.
-    pub fn wait(&self, deadline: Instant) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.0.told.wait_timeout_while(lock(&self.0.state), left, |state| !state.has_ended);
+    pub fn wait(&self) -> io::Result<()> {
+        let has_begun = self.0.told.wait_while(lock(&self.0.state), |state| state.stop_by.is_none());
+        let state = has_begun.unwrap_or_else(PoisonError::into_inner);
+        let left = state.stop_by.map_or(Duration::ZERO, |end| end.saturating_duration_since(Instant::now()));
+        let waited = self.0.told.wait_timeout_while(state, left, |state| !state.has_ended);
         let state = waited.unwrap_or_else(PoisonError::into_inner).0;
         let (saved, last) = (state.saved, self.0.hub.read(Document::last_change));
         if saved == last {
@@ -113,8 +117,8 @@ impl Saving {
     }
 
     fn stops_within(&self, pause: Duration) -> bool {
-        let waited = self.told.wait_timeout_while(lock(&self.state), pause, |state| !state.is_stopping);
-        waited.unwrap_or_else(PoisonError::into_inner).0.is_stopping
+        let waited = self.told.wait_timeout_while(lock(&self.state), pause, |state| state.stop_by.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.stop_by.is_some()
     }
 
     fn save(&self, file: &mut KeptFile) {
