@@ -48,7 +48,10 @@ impl Answer {
             .with("Cache-Control", "no-store")
     }
 
-    pub fn json(text: String) -> Answer {
+    /// JSON, and the line end that a terminal needs.
+    pub fn json(mut text: String) -> Answer {
+        text.reserve_exact(1);
+        text.push('\n');
         Answer::text("application/json", text)
     }
 
@@ -173,8 +176,8 @@ mod tests {
     #[test]
     fn a_head_says_how_long_its_content_is_and_whether_more_may_follow() {
         let json = || Answer { headers: Vec::new(), ..Answer::json("{}".into()) };
-        assert_eq!(head(&json(), false, false), "HTTP/1.1 200 OK\nServer: statecast\nContent-Length: 2\n");
-        let closing = "HTTP/1.0 200 OK\nServer: statecast\nContent-Length: 2\nConnection: close\n";
+        assert_eq!(head(&json(), false, false), "HTTP/1.1 200 OK\nServer: statecast\nContent-Length: 3\n");
+        let closing = "HTTP/1.0 200 OK\nServer: statecast\nContent-Length: 3\nConnection: close\n";
         assert_eq!(head(&json(), true, true), closing);
         let stream = Answer { content: Content::Stream, ..json() };
         let chunked = "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n";
