@@ -63,8 +63,8 @@ fn serve_until_told(config: Config, tell: &Sender<Word>, told: &Receiver<Word>) 
     };
     let server = prepared?.listen()?;
     let text = format!(
-        "statecast listens on http://{}/\n  document: {}\n  writes:   {writes}\n  clients:  {}\n",
-        server.address(),
+        "statecast listens on {}\n  document: {}\n  writes:   {writes}\n  clients:  {}\n",
+        server.url(),
         server.kept(),
         server.capacity()
     );

@@ -4,11 +4,14 @@
 //! while no event comes.
 
 use std::io::{self, ErrorKind, StdoutLock, Write};
+use std::process;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::cli::commands::Task;
+use crate::cli::publish::PATIENCE;
 use crate::client::event_source::{EventSource, EventSourceHandle, Reason, Step};
 use crate::client::replica::Follower;
 use crate::document::to_json;
@@ -23,6 +26,9 @@ pub fn tail(task: &Task) -> io::Result<()> {
     let mut source = EventSource::with(&url, task.init.clone())?;
     let handle = source.handle();
     close_with_stdout(handle.clone())?;
+    if let Some(limit) = task.timeout.or(task.once.then_some(PATIENCE)) {
+        give_up_after(limit, url.clone())?;
+    }
     let (out, follower) = (io::stdout().lock(), Follower::default());
     let mut shown = Shown { task, out, failure: None, follower, told: None };
     let mut left = if task.once { 1 } else { task.count.unwrap_or(u64::MAX) };
@@ -122,4 +128,18 @@ fn close_with_stdout(source: EventSourceHandle) -> io::Result<()> {
     };
     // The thread waits for as long as the process lives.
     thread::Builder::new().name("stdout".into()).spawn(wait).map(drop)
+}
+
+/// Ends the process when its time is over, whatever it waits for: a connection cannot be given up while it is made.
+fn give_up_after(limit: Duration, url: String) -> io::Result<()> {
+    let wait = move || {
+        thread::sleep(limit);
+        writeln!(
+            io::stderr(),
+            "statecast: {url}: not enough has come within {limit:?}; --timeout allows more"
+        )
+        .ok();
+        process::exit(1);
+    };
+    thread::Builder::new().name("timeout".into()).spawn(wait).map(drop)
 }

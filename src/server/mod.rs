@@ -45,7 +45,7 @@ use crate::server::saver::Saver;
 /// let server = statecast::Server::start(statecast::Config::default())?;
 /// let url = format!("http://{}/state", server.address());
 /// ureq::patch(&url).send(r#"{"temp":21.5}"#).unwrap();
-/// assert_eq!(ureq::get(&url).call().unwrap().body_mut().read_to_string().unwrap(), r#"{"temp":21.5}"#);
+/// assert_eq!(server.state(), serde_json::json!({"temp": 21.5}));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Server {
@@ -122,9 +122,11 @@ impl Prepared {
             || "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
             KeptFile::describe,
         );
-        let (addresses, grace) = (config.listen.clone(), config.grace);
+        let (addresses, grace, save_every) = (config.listen.clone(), config.grace, config.save_every);
         let limits = config.limits(capacity);
-        let listen = listener(Site::new(Arc::clone(&hub), pages, config), limits, log.clone());
+        let is_failing = Arc::default();
+        let site = Site::new(Arc::clone(&hub), pages, Arc::clone(&is_failing), config);
+        let listen = listener(site, limits, log.clone());
         // From here on an error drops the server, which stops what has been started.
         let mut server = Server {
             address: SocketAddr::from(([0; 4], 0)),
@@ -138,7 +140,8 @@ impl Prepared {
             kept,
         };
         if let Some(file) = file {
-            server.saver = Some(Saver::start(file, hub, (ring_changed, changed), log)?);
+            server.saver =
+                Some(Saver::start(file, hub, (ring_changed, changed), save_every, is_failing, log)?);
         }
         let listener = (server.listen)(&addresses)?;
         server.address = listener.address();

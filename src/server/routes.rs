@@ -2,6 +2,7 @@
 //!
 //! The one rule: a refusal says in JSON what was wrong and what would be right, and echoes nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::document;
@@ -23,6 +24,8 @@ pub(super) struct Site {
     pub hub: Arc<Hub>,
     pages: Pages,
     config: Config,
+    /// Set while the document cannot be saved.
+    is_failing: Arc<AtomicBool>,
     /// Held by whoever makes a document of a large body: it takes many times the body's memory, for a moment.
     large_bodies: Mutex<()>,
     /// With `--lab` only.
@@ -36,9 +39,9 @@ enum Reply {
 }
 
 impl Site {
-    pub fn new(hub: Arc<Hub>, pages: Pages, config: Config) -> Site {
+    pub fn new(hub: Arc<Hub>, pages: Pages, is_failing: Arc<AtomicBool>, config: Config) -> Site {
         let lab = config.lab.then(Arc::default);
-        Site { hub, pages, config, large_bodies: Mutex::new(()), lab }
+        Site { hub, pages, config, is_failing, large_bodies: Mutex::new(()), lab }
     }
 
     /// Answers one request, or begins a stream.
@@ -84,6 +87,9 @@ impl Site {
             }
             (Route::Lab, Get | Head) => self.lab().map(|_| Lab::list())?,
             (Route::Fault(client, name), Post) => self.lab()?.switch_on(hub, client, &name, call)?,
+            (Route::Health, Get | Head) if self.is_failing.load(Ordering::Relaxed) => {
+                return Err(Answer::refusal(503, "the document cannot be saved; the log says why"));
+            }
             (Route::Health, Get | Head) => Answer::text("text/plain", "ok\n".into()),
             (Route::Metrics, Get | Head) => {
                 let (clients, history) = hub.size();
