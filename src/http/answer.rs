@@ -61,6 +61,13 @@ impl Answer {
         Answer { status, ..Answer::json(format!("{{\"error\":{text}}}")) }
     }
 
+    /// What a refusal says.
+    pub fn reason(&self) -> String {
+        let Content::Bytes(bytes) = &self.content else { return String::new() };
+        let json: Value = serde_json::from_slice(bytes).unwrap_or_default();
+        json["error"].as_str().unwrap_or_default().to_owned()
+    }
+
     pub fn empty(status: u16) -> Answer {
         Answer { status, headers: Vec::new(), content: Content::Bytes(Vec::new()) }
     }

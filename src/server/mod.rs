@@ -17,7 +17,7 @@ mod saver;
 
 use crossbeam_channel::bounded;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -157,10 +157,21 @@ fn listener(site: Site, limits: Limits, log: Log) -> Box<Listen> {
         let (metrics, site) = (Arc::clone(&site.hub.metrics), Arc::clone(&site));
         let handle = move |exchange: Exchange| site.handle(exchange);
         http::listen(addresses, &limits, log.clone(), metrics, handle).map_err(|error| {
+            let hint = free_port_near(addresses, &error);
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
+            io::Error::new(error.kind(), format!("--listen {}: {error}{hint}", addresses.join(", ")))
         })
     })
+}
+
+/// For whoever wants a port that somebody has: the next one that is free.
+fn free_port_near(addresses: &[SocketAddr], error: &io::Error) -> String {
+    let taken = addresses.first().filter(|_| error.kind() == io::ErrorKind::AddrInUse);
+    let free = taken.and_then(|taken| {
+        let mut ports = (taken.port()..u16::MAX).map(|port| SocketAddr::new(taken.ip(), port + 1)).take(100);
+        ports.find(|address| TcpListener::bind(address).is_ok())
+    });
+    free.map_or(String::new(), |address| format!("; try --listen {address}"))
 }
 
 impl Server {
@@ -170,10 +181,17 @@ impl Server {
         self.address
     }
 
-    /// Where it is, as a URL without a slash at its end: `http://127.0.0.1:40123`.
+    /// Where it is, as a URL without a slash at its end: `http://127.0.0.1:40123`. Of a server that listens at every address
+    /// of this machine it is the one that this machine calls its own.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let mut address = self.address;
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        format!("http://{address}")
     }
 
     /// How many clients it takes at once, and why no more.
