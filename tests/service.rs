@@ -11,6 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use support::*;
 
 fn program() -> Command {
@@ -101,6 +102,36 @@ fn each_line_of_the_log_has_the_time_unless_a_journal_has_it() {
         assert!(log.iter().all(|line| has_time(line) == is_told), "{log:?}");
         assert!(is_told || log.iter().all(|line| line.starts_with("statecast: ")), "{log:?}");
     }
+}
+
+#[test]
+fn whom_a_proxy_on_this_machine_asks_for_is_shown_as_its_claim_and_counts_for_nothing() {
+    let server = Binary::spawn(program().args(["--max-clients-per-address", "1"]));
+    let address = server.address;
+    let claims =
+        ["X-Forwarded-For: 203.0.113.7\r\n", "X-Forwarded-For: 10.0.0.1\r\nx-forwarded-for: \"a\\b\r\n", ""];
+    let streams = claims.map(|claim| {
+        let mut stream =
+            Stream::request(address, &format!("GET /events HTTP/1.1\r\nHost: localhost\r\n{claim}\r\n"));
+        stream.next_named("init");
+        stream
+    });
+    let long =
+        format!("GET /events HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {}\r\n\r\n", "1".repeat(1_000));
+    let long = Stream::request(address, &long);
+    let clients = wait_until(|| get(address, "/clients").json(), |clients| clients[3].is_object());
+    let shown: Vec<&Value> = (0..4).map(|number| &clients[number]["forwarded_for"]).collect();
+    assert_eq!(shown[..3], [&json!("203.0.113.7"), &json!("10.0.0.1, \"a\\b"), &json!(null)]);
+    assert_eq!(shown[3].as_str().unwrap().len(), 256);
+    assert!((0..4).all(|number| clients[number]["address"].as_str().unwrap().starts_with("127.0.0.1:")));
+    // A claim makes nobody somebody of this machine, and nobody else somebody of another.
+    let claim = [("X-Forwarded-For", "127.0.0.1")];
+    assert_eq!(request(address, "PUT", "/state/a", &claim, "1").status, 403);
+    drop((streams, long));
+    let log = log_of(server);
+    let line = |text: &str| log.iter().any(|line| line.contains(text));
+    assert!(line(r#"(forwarded_for "203.0.113.7") connected to /events"#), "{log:?}");
+    assert!(line(r#"(forwarded_for "10.0.0.1, \"a\\b") connected to /events"#), "{log:?}");
 }
 
 #[test]

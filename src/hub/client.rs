@@ -35,6 +35,7 @@ pub(crate) struct Client {
     pub address: SocketAddr,
     pub audience: Audience,
     pub user_agent: Option<String>,
+    pub forwarded_for: Option<String>,
     pub connected_at_ms: u64,
     pub until: Until,
     /// Set by whoever catches it up, before a last look at history; cleared under the lock below.
@@ -75,6 +76,9 @@ pub struct ClientStatus {
     pub bytes: u64,
     /// What it calls itself, 256 letters of it at most.
     pub user_agent: Option<String>,
+    /// Whom a proxy on this machine says it asks for: its `X-Forwarded-For`, 256 letters of it at most. It is a claim, and is
+    /// shown only.
+    pub forwarded_for: Option<String>,
 }
 
 impl ClientStatus {
@@ -209,7 +213,7 @@ impl fmt::Display for End {
 impl Client {
     /// A client that is catching up from `place`. Its stream begins with its HTTP head and, where it resumes, `hello`.
     pub fn new(id: u64, audience: Audience, place: Place, arrival: Arrival, hello: Option<&Chunk>) -> Client {
-        let Arrival { wire, chunked, head, address, user_agent, until, seat } = arrival;
+        let Arrival { wire, chunked, head, address, user_agent, forwarded_for, until, seat } = arrival;
         let last_event_id = match place {
             Place::After(id) => Some(id),
             Place::Nowhere(_) => None,
@@ -234,7 +238,17 @@ impl Client {
             stream.append(hello);
         }
         let (is_live, stream) = (AtomicBool::new(false), Mutex::new(stream));
-        Client { id, address, audience, user_agent, connected_at_ms: now_ms(), until, is_live, stream }
+        Client {
+            id,
+            address,
+            audience,
+            user_agent,
+            forwarded_for,
+            connected_at_ms: now_ms(),
+            until,
+            is_live,
+            stream,
+        }
     }
 
     pub fn status(&self) -> Status {
@@ -254,6 +268,7 @@ impl Client {
             events,
             bytes,
             user_agent: self.user_agent.clone(),
+            forwarded_for: self.forwarded_for.clone(),
         }
     }
 
@@ -392,6 +407,7 @@ pub(crate) struct Arrival {
     pub head: Vec<u8>,
     pub address: SocketAddr,
     pub user_agent: Option<String>,
+    pub forwarded_for: Option<String>,
     pub until: Until,
     pub seat: Seat,
 }

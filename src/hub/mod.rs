@@ -199,7 +199,9 @@ impl Hub {
         self.log.line(|| {
             let topic = client.audience.as_ref().map(|topic| format!("/{}", topic.as_str()));
             let path = topic.unwrap_or_default();
-            format!("client {} at {} connected to /events{path}", client.id, client.address)
+            let claim = client.forwarded_for.as_ref().map(|claim| format!(" (forwarded_for {claim:?})"));
+            let claim = claim.unwrap_or_default();
+            format!("client {} at {}{claim} connected to /events{path}", client.id, client.address)
         });
         match self.catch_up(&client) {
             // The catch-up thread ends it when it has been idle.

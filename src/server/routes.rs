@@ -194,8 +194,8 @@ impl Site {
         (until, seat): (Until, Seat),
         cors: Vec<(&'static str, String)>,
     ) {
-        /// Of a client's name. It is kept for as long as the client is there.
-        const MAX_USER_AGENT: usize = 256;
+        /// Of what a client says of itself. It is kept for as long as the client is there.
+        const MAX_SAID: usize = 256;
         let call = exchange.call();
         let header = call.last_event_id.as_deref().filter(|id| !id.is_empty());
         // A browser's own reconnect sends the header, and it is newer than the query its page was made with.
@@ -204,11 +204,12 @@ impl Site {
             .or_else(|| call.parameter("last_event_id"))
             .and_then(|id| id.parse::<EventId>().ok());
         // Headers are ASCII: any place is one between letters.
-        let user_agent =
-            call.user_agent.as_deref().map(|name| name[..name.len().min(MAX_USER_AGENT)].to_owned());
+        let said =
+            |text: &Option<String>| text.as_deref().map(|text| text[..text.len().min(MAX_SAID)].to_owned());
+        let (user_agent, forwarded_for) = (said(&call.user_agent), said(&call.forwarded_for));
         let (chunked, address) = (!call.is_http_1_0, call.peer);
         let (wire, head) = exchange.stream(&answers::stream_head().with_all(cors));
-        let arrival = Arrival { wire, chunked, head, address, user_agent, until, seat };
+        let arrival = Arrival { wire, chunked, head, address, user_agent, forwarded_for, until, seat };
         let arrival = match &self.lab {
             Some(lab) => lab.wrap(arrival),
             None => arrival,
