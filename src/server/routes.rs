@@ -69,6 +69,9 @@ impl Site {
     fn respond(&self, call: &Call, route: Route, body: &[u8]) -> Result<Reply, Answer> {
         use Method::{Delete, Get, Head, Options, Patch, Post, Put};
         let hub = &self.hub;
+        if matches!(route, Route::Events(_)) {
+            check_parameters(call)?;
+        }
         let answer = match (route, &call.method) {
             (route, Options) => self.options(&route),
             (Route::Events(audience), Get) => return self.admit(call, audience),
@@ -236,6 +239,21 @@ fn check_kind_of_body(call: &Call, route: &Route) -> Result<(), Answer> {
         return Err(Answer::refusal(415, text).with("Accept-Patch", MERGE_PATCH));
     }
     Ok(())
+}
+
+/// Refuses a parameter that is none: a mistyped one would be ignored, and nobody would know why.
+fn check_parameters(call: &Call) -> Result<(), Answer> {
+    let (known, text): (&[&str], _) = match call.method {
+        Method::Get | Method::Head => (
+            // The lab's redirects lead to the last one.
+            &["max_events", "idle", "lastEventId", "last_event_id", "token", "redirected"],
+            "a stream has the parameters max_events, idle, lastEventId and token",
+        ),
+        Method::Post => (&["event"], "an event has the parameter event, its name"),
+        _ => return Ok(()),
+    };
+    let is_known = |(name, _): &(String, String)| known.contains(&name.as_str());
+    if call.query.iter().all(is_known) { Ok(()) } else { Err(Answer::refusal(400, text)) }
 }
 
 /// When the stream is to end by itself.
