@@ -116,9 +116,9 @@ fn whom_a_proxy_on_this_machine_asks_for_is_shown_as_its_claim_and_counts_for_no
         stream.next_named("init");
         stream
     });
-    let long =
+    let many =
         format!("GET /events HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {}\r\n\r\n", "1".repeat(1_000));
-    let long = Stream::request(address, &long);
+    let many = Stream::request(address, &many);
     let clients = wait_until(|| get(address, "/clients").json(), |clients| clients[3].is_object());
     let shown: Vec<&Value> = (0..4).map(|number| &clients[number]["forwarded_for"]).collect();
     assert_eq!(shown[..3], [&json!("203.0.113.7"), &json!("10.0.0.1, \"a\\b"), &json!(null)]);
@@ -127,7 +127,7 @@ fn whom_a_proxy_on_this_machine_asks_for_is_shown_as_its_claim_and_counts_for_no
     // A claim makes nobody somebody of this machine, and nobody else somebody of another.
     let claim = [("X-Forwarded-For", "127.0.0.1")];
     assert_eq!(request(address, "PUT", "/state/a", &claim, "1").status, 403);
-    drop((streams, long));
+    drop((streams, many));
     let log = log_of(server);
     let line = |text: &str| log.iter().any(|line| line.contains(text));
     assert!(line(r#"(forwarded_for "203.0.113.7") connected to /events"#), "{log:?}");
