@@ -119,6 +119,19 @@ fn the_request_of_the_readme_is_one() {
 }
 
 #[test]
+fn every_link_within_the_readme_leads_to_a_heading() {
+    let headings = README.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
+    let anchor = |heading: &str| -> String {
+        let kept = heading.to_lowercase().replace(' ', "-");
+        kept.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
+    };
+    let anchors: Vec<String> = headings.map(anchor).collect();
+    for link in README.split("](#").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+        assert!(anchors.iter().any(|anchor| anchor == link), "#{link} is no heading");
+    }
+}
+
+#[test]
 fn a_wrong_option_exits_with_2_and_one_line() {
     let output =
         Command::new(env!("CARGO_BIN_EXE_statecast")).args(["--heartbeat", "soon"]).output().unwrap();

@@ -130,6 +130,7 @@ fn whom_a_proxy_on_this_machine_asks_for_is_shown_as_its_claim_and_counts_for_no
     drop((streams, many));
     let log = log_of(server);
     let line = |text: &str| log.iter().any(|line| line.contains(text));
+    assert!(line(r#" (forwarded_for "127.0.0.1") was refused: 403 this came through a proxy"#), "{log:?}");
     assert!(line(r#"(forwarded_for "203.0.113.7") connected to /events"#), "{log:?}");
     assert!(line(r#"(forwarded_for "10.0.0.1, \"a\\b") connected to /events"#), "{log:?}");
 }

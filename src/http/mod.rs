@@ -85,7 +85,7 @@ impl<'a> Exchange<'a> {
             }
             Err(refusal) => {
                 let path = request.url().split('?').next().unwrap_or_default();
-                tell_refusal((metrics, log), request.method(), path, turn.peer(), &refusal);
+                tell_refusal((metrics, log), (request.method(), path), (turn.peer(), None), &refusal);
                 turn.refuse(request, &refusal.last_bytes());
                 None
             }
@@ -112,8 +112,9 @@ impl<'a> Exchange<'a> {
     /// connection: whoever may not write cannot keep a thread waiting for what he sends.
     pub fn answer(self, answer: Answer) {
         if answer.status >= 400 {
-            let Call { method, path, peer, .. } = &self.call;
-            tell_refusal((self.metrics, self.log), method, path, *peer, &answer);
+            let Call { method, path, peer, forwarded_for, .. } = &self.call;
+            let from = (*peer, forwarded_for.as_deref());
+            tell_refusal((self.metrics, self.log), (method, path), from, &answer);
         }
         if self.has_body {
             return self.turn.refuse(self.request, &answer.last_bytes());
@@ -151,9 +152,8 @@ impl<'a> Exchange<'a> {
 /// because it may hold a token.
 fn tell_refusal(
     (metrics, log): (&Metrics, &Log),
-    method: &Method,
-    path: &str,
-    peer: SocketAddr,
+    (method, path): (&Method, &str),
+    (peer, claim): (SocketAddr, Option<&str>),
     answer: &Answer,
 ) {
     /// Of what the peer says. A line is one line, and not long.
@@ -161,9 +161,11 @@ fn tell_refusal(
     metrics.refusals.add(1);
     if !matches!(method, Method::Get | Method::Head | Method::Options) {
         log.refusal(|| {
-            let line = format!("{method} {path}");
-            let line: String = line.escape_debug().take(MOST).collect();
-            format!("{line} from {peer} was refused: {} {}", answer.status, answer.reason())
+            let short = |text: &str| text.escape_debug().take(MOST).collect::<String>();
+            let asked = short(&format!("{method} {path}"));
+            let claim =
+                claim.map(|claim| format!(" (forwarded_for \"{}\")", short(claim))).unwrap_or_default();
+            format!("{asked} from {peer}{claim} was refused: {} {}", answer.status, answer.reason())
         });
     }
 }
