@@ -25,6 +25,14 @@ pub fn http_date() -> String {
     HttpDate::from(UNIX_EPOCH + second).to_string()
 }
 
+/// The time now in UTC, as RFC 3339 writes it: `2026-11-27T08:00:00Z`.
+pub fn timestamp() -> String {
+    let date = http_date();
+    let (day, month, year, time) = (&date[5..7], &date[8..11], &date[12..16], &date[17..25]);
+    let month = "JanFebMarAprMayJunJulAugSepOctNovDec".find(month).map_or(0, |place| place / 3 + 1);
+    format!("{year}-{month:02}-{day}T{time}Z")
+}
+
 /// Whether HTTP can write the clock's time.
 pub fn is_http_date() -> bool {
     SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|since| since.as_secs() <= LAST_SECOND)

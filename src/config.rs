@@ -25,6 +25,8 @@ pub struct Config {
     /// The file that keeps the document, for one server at a time. Default: none; the document is gone when the server
     /// stops.
     pub document: Option<PathBuf>,
+    /// Between two saves of the document to its file, at least. Default: 1 s.
+    pub save_every: Duration,
     /// Time between `heartbeat` events. Default: 15 s.
     pub heartbeat: Duration,
     /// What clients are told to wait before they reconnect, each a third more or less. Default: 3 s.
@@ -72,6 +74,7 @@ impl Default for Config {
         Config {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             document: None,
+            save_every: Duration::from_secs(1),
             heartbeat: Duration::from_secs(15),
             retry: Duration::from_secs(3),
             threads: 0,

@@ -1,24 +1,37 @@
-//! The log: one line to stderr for each connect, disconnect and fault.
+//! The log: one line to stderr for each connect, disconnect, refused write and fault.
 //!
 //! Any thread may call it, because a thread of its own writes the lines: a terminal that stands still stops nobody. Lines
 //! that do not fit meanwhile are dropped and counted.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write, stderr};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 
+use crate::clock::timestamp;
 use crate::lock::lock;
 
 /// Lines that may wait. 1,000 clients that come at once are all to be seen.
 const WAITING_LINES: usize = 4_096;
 
+/// Refusals that get a line in a second. Whoever sends nonsense on purpose must not fill the disk.
+const REFUSALS: usize = 5;
+
 /// Where lines go; a clone goes to the same place.
 #[derive(Clone)]
 pub(crate) struct Log {
     /// The lines that wait, and the bell of the thread that writes them.
-    thread: Option<(Arc<Mutex<Waiting>>, Sender<()>)>,
+    thread: Option<(Arc<Lines>, Sender<()>)>,
+}
+
+#[derive(Default)]
+struct Lines {
+    /// A journal has the time of each line itself.
+    have_time: bool,
+    waiting: Mutex<Waiting>,
+    refusals: Mutex<Refusals>,
 }
 
 #[derive(Default)]
@@ -26,6 +39,14 @@ struct Waiting {
     text: String,
     lines: usize,
     dropped: usize,
+}
+
+/// The refusals of the second that began at `since`, and those of earlier ones that got no line.
+#[derive(Default)]
+struct Refusals {
+    since: Option<Instant>,
+    count: usize,
+    left_out: usize,
 }
 
 impl Log {
@@ -36,16 +57,18 @@ impl Log {
 
     /// A log to stderr. Its thread ends with the last clone of the log.
     pub fn to_stderr() -> std::io::Result<Log> {
-        let waiting = Arc::<Mutex<Waiting>>::default();
+        // The variable is handed down to a terminal that the journal's service started.
+        let have_time = std::env::var_os("JOURNAL_STREAM").is_none() || stderr().is_terminal();
+        let lines = Arc::new(Lines { have_time, ..Lines::default() });
         let (bell, rung) = bounded(1);
-        let log = Log { thread: Some((Arc::clone(&waiting), bell)) };
+        let log = Log { thread: Some((Arc::clone(&lines), bell)) };
         thread::Builder::new().name("log".into()).spawn(move || {
             for () in rung {
-                let Waiting { text, dropped, .. } = std::mem::take(&mut *lock(&waiting));
+                let Waiting { text, dropped, .. } = std::mem::take(&mut *lock(&lines.waiting));
                 // Errors are ignored, because a server goes on without its stderr.
-                std::io::stderr().write_all(text.as_bytes()).ok();
+                stderr().write_all(text.as_bytes()).ok();
                 if dropped > 0 {
-                    writeln!(std::io::stderr(), "statecast: {dropped} lines were not written").ok();
+                    writeln!(stderr(), "statecast: {dropped} lines were not written").ok();
                 }
             }
         })?;
@@ -54,17 +77,38 @@ impl Log {
 
     /// Hands a line over; never waits.
     pub fn line(&self, line: impl FnOnce() -> String) {
-        let Some((waiting, bell)) = &self.thread else { return };
+        let Some((lines, bell)) = &self.thread else { return };
+        let time = if lines.have_time { timestamp() + " " } else { String::new() };
         let line = line();
-        let mut waiting = lock(waiting);
+        let mut waiting = lock(&lines.waiting);
         if waiting.lines < WAITING_LINES {
             waiting.lines += 1;
-            waiting.text.extend(["statecast: ", &line, "\n"]);
+            waiting.text.extend([&*time, "statecast: ", &line, "\n"]);
         } else {
             waiting.dropped += 1;
         }
         drop(waiting);
         // A full bell rings already.
         bell.try_send(()).ok();
+    }
+    /// Hands over the line of a refusal, unless there were many in this second; those are counted.
+    pub fn refusal(&self, line: impl FnOnce() -> String) {
+        let Some((lines, _)) = &self.thread else { return };
+        let mut refusals = lock(&lines.refusals);
+        if refusals.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
+            refusals.since = Some(Instant::now());
+            refusals.count = 0;
+        }
+        refusals.count += 1;
+        if refusals.count > REFUSALS {
+            refusals.left_out += 1;
+            return;
+        }
+        let left_out = std::mem::take(&mut refusals.left_out);
+        drop(refusals);
+        if left_out > 0 {
+            self.line(|| format!("{left_out} more were refused"));
+        }
+        self.line(line);
     }
 }

@@ -27,12 +27,11 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     Some(digits.parse::<u64>().ok()?.saturating_mul(*factor))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cli"))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg(feature = "cli")]
     fn sizes_and_times_have_units() {
         assert_eq!(size("4096"), Ok(4_096));
         assert_eq!(size("64K"), Ok(65_536));

@@ -604,10 +604,78 @@ fn an_answer_that_no_other_line_would_change_ends_the_command() {
 }
 
 #[test]
-fn each_command_has_a_help_and_says_what_is_wrong() {
-    for command in ["tail", "set", "send"] {
+fn get_put_and_rm_do_what_the_requests_do() {
+    let server = start();
+    let (address, url) = (server.address(), server.address().to_string());
+    let topic = format!("{url}/kitchen");
+    let id = |ended: Ended| {
+        assert_eq!((ended.code, &*ended.err), (Some(0), ""), "{ended:?}");
+        ended.out.trim_end().parse::<statecast::EventId>().unwrap()
+    };
+    put(address, "/state/kitchen", r#"{"temp":21,"lamp":"on"}"#);
+    let mut stream = Stream::open(address, "/events/kitchen");
+    stream.next_named("init");
+    let put_id = id(run(&["put", &topic, r#"{"temp":22}"#]));
+    let update = stream.next();
+    assert_eq!((update.id(), &*update.data), (put_id, r#"{"lamp":null,"temp":22}"#));
+    assert_eq!(run(&["get", &topic]), done("{\"temp\":22}\n"));
+    assert_eq!(run(&["get", &url]), done("{\"kitchen\":{\"temp\":22}}\n"));
+    let removed = id(run(&["rm", &topic]));
+    assert_eq!(stream.next().id(), removed);
+    for command in ["get", "rm"] {
+        let ended = run(&[command, &topic]);
+        assert_eq!((ended.code, &*ended.out), (Some(1), ""), "{ended:?}");
+        assert!(ended.err.contains("/state/kitchen: the answer was 404: "), "{ended:?}");
+    }
+    id(run(&["put", &url, r#"{"a":1,"b":2}"#]));
+    id(run(&["rm", &url]));
+    assert_eq!(run(&["get", &url]), done("{}\n"));
+    let mut lines = Running::start(&["put", &topic, "-"]);
+    lines.input().write_all(b"1\n{\"a\":1}\n{\"b\":2}\n").unwrap();
+    assert_eq!(lines.end(), done(""));
+    assert_eq!(get(address, "/state/kitchen").body, r#"{"b":2}"#, "each line replaces");
+    let large = "x".repeat(900_000);
+    for topic in ["large", "larger", "largest"] {
+        put(address, &format!("/state/{topic}"), &json!(large).to_string());
+    }
+    let ended = run(&["get", &url]);
+    assert_eq!(serde_json::from_str::<Value>(&ended.out).unwrap(), server.state(), "also a large one");
+}
+
+#[test]
+fn a_command_fails_where_nobody_answers() {
+    // The kernel takes the connection, and nobody ever reads from it.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("{}/a", listener.local_addr().unwrap());
+    for command in [
+        &["get", &url][..],
+        &["set", &url, "1"],
+        &["put", &url, "1"],
+        &["rm", &url],
+        &["send", &url, "x"],
+        &["tail", &url, "--once"],
+        &["tail", &url, "--count", "2"],
+    ] {
+        let ended = run(&[command, &["--timeout", "300ms"]].concat());
+        assert_eq!((ended.code, &*ended.out), (Some(1), ""), "{command:?}: {ended:?}");
+        assert!(ended.err.contains(" within 300ms; --timeout allows more\n"), "{command:?}: {ended:?}");
+    }
+    drop(listener);
+    let ended = run(&["tail", &url, "--once", "--timeout", "300ms"]);
+    assert!(ended.code == Some(1) && ended.err.contains("Connection refused"), "{ended:?}");
+    assert!(ended.err.contains(" within 300ms; "), "{ended:?}");
+    // A stream that goes on without what was asked for.
+    let server = start();
+    let ended = run(&["tail", &server.url(), "--event", "alert", "--count", "1", "--timeout", "300ms"]);
+    assert!(ended.code == Some(1) && ended.err.contains(" within 300ms; "), "{ended:?}");
+}
+
+#[test]
+fn each_command_has_a_help_of_80_columns_and_says_what_is_wrong() {
+    for command in ["tail", "get", "set", "put", "rm", "send"] {
         let help = run(&[command, "--help"]);
         assert_eq!((help.code, &*help.err), (Some(0), ""), "{command}");
+        assert_eq!(run(&["help", command]), help);
         assert!(
             help.out.contains(&format!("Usage: statecast {command} [OPTIONS] URL[/TOPIC]")),
             "{}",
@@ -617,5 +685,16 @@ fn each_command_has_a_help_and_says_what_is_wrong() {
         let wrong = run(&[command]);
         let line = format!("statecast: a URL is missing; statecast {command} --help shows how it is used\n");
         assert_eq!(wrong, Ended { code: Some(2), out: String::new(), err: line });
+        assert!(run(&["help"]).out.contains(&format!("\n  {command} ")), "the list of commands has it");
+        let wide: Vec<&str> = help.out.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(wide.is_empty(), "{wide:?}");
     }
+    let help = run(&["--help"]);
+    for same in [&["help"][..], &["help", "serve"], &["serve", "--help"], &["-h"]] {
+        assert_eq!(run(same), help);
+    }
+    assert!(help.out.lines().all(|line| line.chars().count() <= 80), "{}", help.out);
+    let wrong = run(&["help", "tial"]);
+    let line = "statecast: no command \"tial\"; did you mean tail? statecast help lists them\n";
+    assert_eq!(wrong, Ended { code: Some(2), out: String::new(), err: line.into() });
 }

@@ -172,7 +172,7 @@ fn out_of_descriptors_open_streams_go_on_and_new_ones_are_served_when_some_have_
 fn the_start_says_how_many_clients_fit_and_that_many_do() {
     let server = Binary::start_under("ulimit -n 64", &[]);
     assert!(
-        server.greeting.contains("\n  clients:  24 at most (descriptors carry 24"),
+        server.greeting.contains("\n  clients:  24 at most, for more files cannot be open (ulimit -n);"),
         "{}",
         server.greeting
     );

@@ -161,6 +161,7 @@ fn the_handle_shows_the_clients_that_get_clients_shows() {
         assert_eq!(shown["events"], client.events);
         assert_eq!(shown["bytes"], client.bytes);
         assert_eq!(shown["user_agent"], json!(client.user_agent));
+        assert_eq!(shown["forwarded_for"], json!(client.forwarded_for));
     }
     let of = |stream: &Stream| {
         clients.iter().find(|client| client.address == stream.local_address()).expect("it is listed")

@@ -449,7 +449,7 @@ fn an_answer_that_does_not_fit_a_buffer_reaches_a_slow_reader_whole() {
             thread::sleep(Duration::from_millis(40));
         }
     }
-    assert!(String::from_utf8(answer).unwrap().ends_with(&text));
+    assert!(String::from_utf8(answer).unwrap().ends_with(&format!("{text}\n")));
 }
 
 #[test]

@@ -220,9 +220,45 @@ fn a_disk_that_refuses_is_a_fault_and_not_the_end() {
     wait_until(|| get(address, "/metrics").body, |text| !text.contains("statecast_save_faults_total 0\n"));
     assert_eq!(fs::read_to_string(away.join("document.json")).unwrap(), "{\"old\":1}");
     assert_eq!(get(address, "/state").body, r#"{"new":1,"old":1}"#);
+    let health = wait_until(|| get(address, "/healthz"), |health| health.status != 200);
+    assert_eq!((health.status, &*health.error()), (503, "the document cannot be saved; the log says why"));
     fs::rename(&away, &inner).unwrap();
     wait_until(|| fs::read_to_string(&file).unwrap(), |text| text == "{\"new\":1,\"old\":1}\n");
+    wait_until(|| get(address, "/healthz").status, |status| *status == 200);
     server.stop().unwrap();
+}
+
+#[test]
+fn a_document_is_saved_as_often_as_the_owner_allows_and_at_a_stop_in_any_case() {
+    let folder = Folder::new("every");
+    let file = folder.file("document.json");
+    let server = Binary::start(&["--document", &file, "--save-every", "24h"]);
+    put(server.address, "/state/a", "1");
+    wait_until(|| fs::read_to_string(&file).unwrap(), |text| text == "{\"a\":1}\n");
+    put(server.address, "/state/a", "2");
+    server.signal("TERM");
+    assert_eq!(server.wait().0, Some(0), "a stop does not wait for the next time");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "{\"a\":2}\n");
+
+    let server = start_with(|config| {
+        config.heartbeat = Duration::from_secs(1);
+        config.document = Some(file.clone().into());
+        config.save_every = Duration::from_secs(24 * 60 * 60);
+    });
+    let saved_as = || fs::metadata(&file).unwrap().ino();
+    let before = saved_as();
+    put(server.address(), "/state/a", "3");
+    let first = wait_until(saved_as, |inode| *inode != before);
+    put(server.address(), "/state/a", "4");
+    // The usual time has passed by then.
+    let mut stream = Stream::open(server.address(), "/events");
+    for _ in 0..3 {
+        stream.next_named("heartbeat");
+    }
+    assert_eq!(saved_as(), first);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "{\"a\":3}\n");
+    server.stop().unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "{\"a\":4}\n");
 }
 
 #[test]

@@ -473,11 +473,11 @@ fn a_redirect_leads_to_the_same_stream() {
     let seen = put(address, "/state/a", "1");
     put(address, "/state/a", "2");
     switch_on(address, "server/redirect?for=1m");
-    let head = head_of(address, &format!("/events/a?lastEventId={seen}&x=%0d%0aX-Evil:%20y"));
+    let head = head_of(address, &format!("/events/a?lastEventId={seen}&token=%0d%0aX-Evil:%20y"));
     assert!(head.starts_with("HTTP/1.1 307 "), "{head}");
     let location = header(&head, "Location").unwrap();
     let id = seen.to_string().replace('-', "%2D");
-    assert_eq!(location, format!("/events/a?redirected=1&lastEventId={id}&x=%0D%0AX%2DEvil%3A%20y"));
+    assert_eq!(location, format!("/events/a?redirected=1&lastEventId={id}&token=%0D%0AX%2DEvil%3A%20y"));
     let mut stream = Stream::open(address, location);
     assert_eq!(stream.next().json()["reason"], "known");
     assert_eq!(stream.next().data, "2");

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "readme/follow.rs"]
+#[allow(dead_code, reason = "its main asks a server on port 8080")]
+mod program;
 mod support;
 
 use std::io::{BufRead, BufReader};
@@ -63,6 +66,69 @@ fn the_help_is_in_the_readme() {
     let output = Command::new(env!("CARGO_BIN_EXE_statecast")).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     assert!(README.contains(&help), "put the output of statecast --help there");
+}
+
+#[test]
+fn the_rust_of_the_readme_is_whole_and_is_that_of_files_that_run() {
+    let files = [include_str!("readme/follow.rs"), include_str!("your_test.rs")];
+    assert_eq!(blocks("rust,no_run"), files);
+    assert!(blocks("rust").is_empty(), "a block with lines that a forge would show and rustdoc hides");
+    let server = start();
+    let url = server.url();
+    put(server.address(), "/state/kitchen", r#"{"temp":20.5}"#);
+    let running = std::thread::spawn(move || program::follow(&url).map_err(|error| error.to_string()));
+    wait_until(
+        || {
+            post(server.address(), "/events?event=alert", "it boils");
+            running.is_finished()
+        },
+        |is_over| *is_over,
+    );
+    assert_eq!(running.join().unwrap(), Ok(()));
+}
+
+/// Runs Python, with the program on its path and a token in its folder.
+fn python(script: &str, folder: &Folder) {
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_statecast")).parent().unwrap();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new("timeout");
+    command.args([&DEADLINE.as_secs().to_string(), "python3", "-c", script]).env("PATH", path);
+    let output = command.current_dir(&folder.0).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+#[ignore = "needs Python: tests/all installs it"]
+fn the_python_of_the_readme_publishes_and_tests() {
+    let folder = Folder::new("python");
+    std::fs::write(folder.file("token"), "s3cret\n").unwrap();
+    let server = Binary::start(&["--publish-token-file", &folder.file("token")]);
+    let [publish, test] = blocks("python")[..] else { panic!("there are two") };
+    python(&publish.replace("192.168.1.7:8080", &server.address.to_string()), &folder);
+    assert_eq!(get(server.address, "/state").body, r#"{"kitchen":{"temp":21.5}}"#);
+    python(test, &folder);
+}
+
+#[test]
+fn the_request_of_the_readme_is_one() {
+    let server = start_with(|config| config.publish_token = statecast::Token::new("TOKEN").ok());
+    let [request] = blocks("http")[..] else { panic!("there is one") };
+    let request = request.trim_end().replace('\n', "\r\n").replacen("\r\n", "\r\nConnection: close\r\n", 1);
+    assert!(exchange(server.address(), request.as_bytes()).starts_with("HTTP/1.1 200 "), "{request}");
+    assert_eq!(get(server.address(), "/state").body, r#"{"kitchen":{"temp":21.5}}"#);
+}
+
+#[test]
+fn every_link_within_the_readme_leads_to_a_heading() {
+    let headings = README.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
+    let anchor = |heading: &str| -> String {
+        let kept = heading.to_lowercase().replace(' ', "-");
+        kept.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
+    };
+    let anchors: Vec<String> = headings.map(anchor).collect();
+    for link in README.split("](#").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+        assert!(anchors.iter().any(|anchor| anchor == link), "#{link} is no heading");
+    }
 }
 
 #[test]

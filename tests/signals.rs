@@ -40,7 +40,7 @@ fn wait_for_stop_to_begin(server: &Binary) {
 #[test]
 fn each_signal_that_asks_for_an_end_gets_a_clean_one() {
     let folder = Folder::new("ends");
-    for name in ["TERM", "INT", "HUP", "XCPU"] {
+    for name in ["TERM", "INT", "XCPU"] {
         let file = folder.file(name);
         let server = start(&["--document", &file]);
         let mut stream = Stream::open(server.address, "/events");
@@ -55,10 +55,25 @@ fn each_signal_that_asks_for_an_end_gets_a_clean_one() {
 }
 
 #[test]
+fn a_terminal_that_goes_or_a_reload_does_not_stop_it() {
+    let server = start(&[]);
+    let mut stream = Stream::open(server.address, "/events");
+    stream.next_named("init");
+    for round in 0..3 {
+        server.signal("HUP");
+        put(server.address, "/state/a", &round.to_string());
+        assert_eq!(stream.next_named("update").data, format!("{{\"a\":{round}}}"));
+    }
+    server.signal("TERM");
+    assert!(stream.ends_cleanly());
+    assert_eq!(server.wait().0, Some(0));
+}
+
+#[test]
 fn a_second_signal_takes_nothing_away() {
     let folder = Folder::new("second");
     for (first, second) in
-        [("TERM", "TERM"), ("TERM", "HUP"), ("HUP", "TERM"), ("TERM", "INT"), ("INT", "TERM")]
+        [("TERM", "TERM"), ("TERM", "XCPU"), ("XCPU", "TERM"), ("TERM", "INT"), ("INT", "TERM")]
     {
         let file = folder.file(&format!("{first}-{second}"));
         let server = start(&["--document", &file, "--grace", "120s"]);
@@ -79,7 +94,7 @@ fn a_second_signal_takes_nothing_away() {
 #[test]
 fn what_was_acknowledged_is_kept_when_two_signals_come_at_once() {
     let folder = Folder::new("acknowledged");
-    for signals in ["TERM TERM", "HUP TERM", "INT INT"] {
+    for signals in ["TERM TERM", "XCPU TERM", "INT INT"] {
         let file = folder.file(signals);
         let server = start(&["--document", &file]);
         let url = format!("http://{}/state/n", server.address);

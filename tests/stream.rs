@@ -13,12 +13,46 @@ use statecast::EventId;
 use support::*;
 
 #[test]
+fn a_parameter_that_is_none_is_refused_and_not_ignored() {
+    let server = start();
+    let address = server.address();
+    let stream = "a stream has the parameters max_events, idle, lastEventId and token";
+    for query in [
+        "maxEvents=1",
+        "max_events=1&x",
+        "Idle=1s",
+        "event=a",
+        "last-event-id=1-0",
+        "%6dax=1",
+        "=",
+        "retry=5",
+    ] {
+        for path in ["/events", "/events/a"] {
+            let answer = get(address, &format!("{path}?{query}"));
+            assert_eq!((answer.status, &*answer.error()), (400, stream), "{path}?{query}");
+            assert_eq!(request(address, "HEAD", &format!("{path}?{query}"), &[], "").status, 400, "{query}");
+        }
+    }
+    for query in ["name=a", "event=a&topic=b", "Event=a", "token=x"] {
+        let answer = request(address, "POST", &format!("/events/a?{query}"), &[], "x");
+        assert_eq!(
+            (answer.status, &*answer.error()),
+            (400, "an event has the parameter event, its name"),
+            "{query}"
+        );
+    }
+    let known = "/events?idle=24h&lastEventId=1-0&last_event_id=1-0&token=x&%6dax_events=1&";
+    assert!(get(address, known).body.contains("event: init\n"));
+    assert_eq!(get(address, "/events?max_events=1&redirected=1").status, 200, "the lab's own");
+}
+
+#[test]
 fn a_stream_is_these_bytes() {
     let server = start();
     let address = server.address();
     let first = patch(address, "/state", r#"{"temp":21.5}"#);
     let mut connection = connect(address);
-    write!(connection, "GET /events?max HTTP/1.0\r\n\r\n").unwrap();
+    write!(connection, "GET /events?token=x HTTP/1.0\r\n\r\n").unwrap();
     let mut stream = Stream::on(connection.try_clone().unwrap());
     let expected = "HTTP/1.0 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-store, no-transform\r\n\
                     X-Accel-Buffering: no\r\nConnection: close\r\n\r\n";

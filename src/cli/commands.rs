@@ -1,37 +1,48 @@
 //! The command line: the command, and what it is to do. `options` has the options of `serve`, this file the clients'.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
+use std::time::Duration;
 use std::{fmt, slice};
 
 use crate::cli::options::{self, SETTINGS};
-use crate::cli::settings::Set::{Switch, Token, TokenFile};
-use crate::cli::settings::{self, Read, Setting, count_from_1, option, quoted};
+use crate::cli::settings::Set::{List, Switch, Token, TokenFile};
+use crate::cli::settings::{self, Read, Setting, count_from_1, did_you_mean, option, quoted};
 use crate::client::event_source::EventSourceInit;
 use crate::client::http::{header_map, may_pass};
 use crate::client::proxy;
 use crate::client::url::{check_url, shown};
 use crate::config::Config;
 use crate::sse::event::{EventName, Topic};
+use crate::units::duration;
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Command {
     /// Serve with this configuration.
     Serve(Box<Config>),
-    /// Show a stream.
-    Tail(Client),
-    /// Change the document.
-    Set(Client),
-    /// Publish one-off events.
-    Send(Client),
+    /// Ask a server.
+    Ask(Box<Task>),
     /// Print a text and exit.
     Print(String),
+}
+
+/// What a client command does.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Action {
+    #[default]
+    Tail,
+    Get,
+    Set,
+    Put,
+    Remove,
+    Send,
 }
 
 /// What a client command is to do. Only [`Command::parse`] makes one.
 #[derive(Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
-pub struct Client {
+pub struct Task {
+    pub(crate) action: Action,
     pub(crate) target: Target,
     /// What is published. `-` for the lines of standard input.
     pub(crate) data: String,
@@ -40,6 +51,8 @@ pub struct Client {
     /// The names to show, all if there are none. Or the one to send.
     pub(crate) events: Vec<String>,
     pub(crate) count: Option<u64>,
+    /// How long an answer may take. A tail has no limit unless it is set.
+    pub(crate) timeout: Option<Duration>,
     pub(crate) state: bool,
     pub(crate) once: bool,
     pub(crate) raw: bool,
@@ -47,9 +60,9 @@ pub struct Client {
 }
 
 /// A client without what may be a secret.
-impl fmt::Debug for Client {
+impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("Task").field("target", &self.target).finish_non_exhaustive()
     }
 }
 
@@ -61,22 +74,12 @@ pub(crate) struct Target {
     topic: String,
 }
 
-/// The options of all clients. Those without the headers are variables of the environment, too.
-const ACCESS: &[Setting<Client>] = &[
+/// The options of all clients. Those before the headers are variables of the environment, too.
+const ACCESS: &[Setting<Task>] = &[
     option("token", "", "what the server asks for; also STATECAST_TOKEN")
         .sets(Token(|client| &mut client.init.token)),
     option("token-file", "", "the same, read from a file; also STATECAST_TOKEN_FILE")
         .sets(TokenFile(|client| &mut client.init.token)),
-    option("header", "", "a further 'Name: value' of each request; once for each").reads(
-        "HEADER",
-        |client, text| {
-            let (name, value) = text.split_once(':').ok_or("'Name: value'")?;
-            let header = (name.trim().to_owned(), value.trim().to_owned());
-            header_map(slice::from_ref(&header)).map_err(|_| "'Name: value' as HTTP has them")?;
-            client.init.headers.push(header);
-            Ok(())
-        },
-    ),
     option("proxy", "", "ask through http://[USER:PASSWORD@]HOST:PORT; '' for none; also STATECAST_PROXY")
         .reads("PROXY", |client, text| {
             if !text.is_empty() {
@@ -85,13 +88,28 @@ const ACCESS: &[Setting<Client>] = &[
             client.init.proxy = Some(text.to_owned());
             Ok(())
         }),
+    option("header", "", "a further 'Name: value' of each request; once for each").sets(List(
+        "HEADER",
+        |client, text| {
+            let (name, value) = text.split_once(':').ok_or("'Name: value'")?;
+            let header = (name.trim().to_owned(), value.trim().to_owned());
+            header_map(slice::from_ref(&header)).map_err(|_| "'Name: value' as HTTP has them")?;
+            client.init.headers.push(header);
+            Ok(())
+        },
+    )),
+    option("timeout", "10s", "fail where nobody answers for so long; not for a tail that goes on")
+        .reads("TIME", |client, text| duration(text).map(|time| client.timeout = Some(time))),
 ];
 
-const TAIL: &[Setting<Client>] = &[
-    option("event", "", "show events of this name only; once for each").reads("NAME", |client, text| {
+/// So many of them are variables.
+const VARIABLES: usize = 3;
+
+const TAIL: &[Setting<Task>] = &[
+    option("event", "", "show events of this name only; once for each").sets(List("NAME", |client, text| {
         client.events.push(text.to_owned());
         Ok(())
-    }),
+    })),
     option("state", "", "show the document after each change instead")
         .sets(Switch(|client| &mut client.state)),
     option("once", "", "show the document, and exit").sets(Switch(|client| &mut client.once)),
@@ -100,7 +118,7 @@ const TAIL: &[Setting<Client>] = &[
         .reads("COUNT", |client, text| count_from_1(text).map(|count| client.count = Some(count as u64))),
 ];
 
-const SEND: &[Setting<Client>] = &[
+const SEND: &[Setting<Task>] = &[
     option("event", "message", "what the event is called").reads("NAME", |client, text| {
         EventName::parse(text).map_err(|rule| format!("a name: {rule}"))?;
         client.events = vec![text.to_owned()];
@@ -112,73 +130,116 @@ const SEND: &[Setting<Client>] = &[
 /// A command that talks to a server.
 struct ClientCommand {
     name: &'static str,
-    /// The help above the options.
+    action: Action,
+    /// What it does, in one line.
+    about: &'static str,
+    /// What stands behind the URL: the data to publish, or nothing.
+    data: &'static str,
+    /// Examples, and what is to be known of them.
     help: &'static str,
-    options: &'static [Setting<Client>],
-    /// The data to publish stand behind the URL.
-    takes_data: bool,
-    command: fn(Client) -> Command,
+    options: &'static [Setting<Task>],
 }
 
-const CLIENT_COMMANDS: [ClientCommand; 3] = [
+const CLIENT_COMMANDS: [ClientCommand; 6] = [
     ClientCommand {
         name: "tail",
-        help: r"Shows the events of a stream, each as a line of JSON. It goes on through restarts until it is stopped.
+        action: Action::Tail,
+        about: "shows the events of a stream, each as a line of JSON",
+        data: "",
+        help: "
+  statecast tail localhost:8080                          every event
+  statecast tail localhost:8080/kitchen --event update   the changes of a topic
+  statecast tail localhost:8080/kitchen --state          it after each change
 
-Usage: statecast tail [OPTIONS] URL[/TOPIC]
-
-  statecast tail localhost:8080                              every event of the document
-  statecast tail localhost:8080/kitchen --event update       the changes of a topic
-  statecast tail localhost:8080/kitchen --state              the topic after each change
+It goes on through restarts of the server until it is stopped.
 ",
         options: TAIL,
-        takes_data: false,
-        command: Command::Tail,
+    },
+    ClientCommand {
+        name: "get",
+        action: Action::Get,
+        about: "shows the document, or a topic, as JSON",
+        data: "",
+        help: "
+  statecast get localhost:8080 > backup.json
+  statecast get localhost:8080/kitchen
+
+A topic that is not there is an error.
+",
+        options: &[],
     },
     ClientCommand {
         name: "set",
-        help: r#"Merges JSON (RFC 7396) into the document or a topic, and prints the id of the change.
-
-Usage: statecast set [OPTIONS] URL[/TOPIC] JSON|-
-
+        action: Action::Set,
+        about: "merges JSON into the document or a topic (RFC 7396)",
+        data: " JSON|-",
+        help: r#"
   statecast set localhost:8080/kitchen '{"temp":21.5}'
-  some-sensor | statecast set localhost:8080/kitchen -       each line of it
+  some-sensor | statecast set localhost:8080/kitchen -
 
-With - each line is sent again until it is answered, and then the next one: in order, at least once, also while the server
-restarts. A line that the server refuses (400, 413) is named on standard error and left out.
+A member that the JSON does not name stays, and null removes one; statecast put
+replaces all. It prints the id of the change.
 "#,
         options: &[],
-        takes_data: true,
-        command: Command::Set,
+    },
+    ClientCommand {
+        name: "put",
+        action: Action::Put,
+        about: "replaces the document or a topic with JSON",
+        data: " JSON|-",
+        help: r#"
+  statecast put localhost:8080/kitchen '{"temp":21.5}'
+  statecast put localhost:8080 "$(cat backup.json)"
+
+What the JSON does not name is gone; statecast set keeps it. It prints the id of
+the change.
+"#,
+        options: &[],
+    },
+    ClientCommand {
+        name: "rm",
+        action: Action::Remove,
+        about: "removes a topic, or all topics",
+        data: "",
+        help: "
+  statecast rm localhost:8080/kitchen
+
+It prints the id of the change. A topic that is not there is an error.
+",
+        options: &[],
     },
     ClientCommand {
         name: "send",
-        help: r"Publishes a one-off event, which changes nothing, and prints its id.
-
-Usage: statecast send [OPTIONS] URL[/TOPIC] DATA|-
-
+        action: Action::Send,
+        about: "publishes a one-off event, which changes nothing",
+        data: " DATA|-",
+        help: "
   statecast send localhost:8080/kitchen --event alert 'the kettle boils'
-  tail -f some.log | statecast send localhost:8080/log -     an event for each line
+  tail -f some.log | statecast send localhost:8080/log -
 
-With - lines are sent as by statecast set, so an event may come twice after a failure.
+It prints the id of the event.
 ",
         options: SEND,
-        takes_data: true,
-        command: Command::Send,
     },
 ];
 
-/// The end of each client's help.
-const CLIENT_NOTES: &str = "
-URL is HOST[:PORT], with http:// and a path if need be. The TOPIC is behind its last slash; without it the URL means the
-whole document. Data that begins with a dash goes behind --. Exit code: 0 done, 1 failed or refused, 2 wrong usage.
-
-Without --proxy the environment counts as for curl: http_proxy for http://, https_proxy for https://, all_proxy for both,
-and no_proxy for hosts that need none; all but http_proxy in capitals, too. This machine (localhost) needs none.
+/// What the help says of a command that takes data.
+const LINES_NOTE: &str = "
+With - each line of standard input is sent, and again until it is answered: in
+order, at least once, also while the server restarts. A line that the server
+refuses (400, 413) is named on standard error and left out.
 ";
 
-/// The end of each list of options.
-const HELP_OPTION: &str = "  -h, --help                        this text\n";
+/// The end of each client's help.
+const CLIENT_NOTES: &str = "
+URL is HOST[:PORT], with http:// and a path if need be. The TOPIC is behind its
+last slash; without it the URL means the whole document. Data that begins with a
+dash goes behind --. Exit code: 0 done, 1 failed or refused, 2 wrong usage.
+
+Without --proxy the environment counts as for curl: http_proxy for http://,
+https_proxy for https://, all_proxy for both, and no_proxy for hosts that need
+none; all but http_proxy in capitals, too. This machine (localhost) needs none.
+";
 
 impl Command {
     /// Reads the arguments behind the program's name, and the environment for what they do not set.
@@ -190,8 +251,12 @@ impl Command {
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Command, String> {
         let mut arguments = arguments.into_iter().peekable();
-        let command = arguments.peek().and_then(|first| client_command(first));
-        arguments.next_if(|first| first == "serve" || command.is_some());
+        let first = arguments.peek().and_then(|first| first.to_str()).unwrap_or_default().to_owned();
+        let command = CLIENT_COMMANDS.iter().find(|command| command.name == first);
+        arguments.next_if(|_| command.is_some() || matches!(&*first, "serve" | "help"));
+        if first == "help" {
+            return help_of(arguments.next()).map(Command::Print);
+        }
         let arguments = lexopt::Parser::from_args(arguments);
         if let Some(command) = command {
             return command.parse(arguments, variable);
@@ -208,8 +273,19 @@ impl Command {
     }
 }
 
-fn client_command(name: &OsStr) -> Option<&'static ClientCommand> {
-    CLIENT_COMMANDS.iter().find(|command| command.name == name)
+/// The names of all commands.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    CLIENT_COMMANDS.iter().map(|command| command.name).chain(["serve", "help"])
+}
+
+/// The help of a command, or without a name that of `serve`.
+fn help_of(name: Option<OsString>) -> Result<String, String> {
+    let Some(name) = name.filter(|name| name != "serve" && name != "help") else { return Ok(help()) };
+    let command = CLIENT_COMMANDS.iter().find(|command| name == command.name);
+    command.map(ClientCommand::help_text).ok_or_else(|| {
+        let guess = did_you_mean("", &name.to_string_lossy(), names());
+        format!("no command {}; {guess}statecast help lists them", quoted(&name))
+    })
 }
 
 impl ClientCommand {
@@ -219,9 +295,9 @@ impl ClientCommand {
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Command, String> {
         let init = EventSourceInit { tries_again: may_pass, ..EventSourceInit::default() };
-        let mut client = Client { init, ..Client::default() };
+        let mut client = Task { action: self.action, init, ..Task::default() };
         // In reverse: the variable of the token wins over that of the file.
-        for setting in ACCESS.iter().rev().filter(|setting| setting.name != "header") {
+        for setting in ACCESS[..VARIABLES].iter().rev() {
             setting.set_from(&mut client, &variable)?;
         }
         let command = format!("statecast {}", self.name);
@@ -235,7 +311,7 @@ impl ClientCommand {
         let usage = |missing| format!("{missing}; {command} --help shows how it is used");
         let url = words.next().ok_or_else(|| usage("a URL is missing"))?;
         client.target = Target::parse(url.to_str().ok_or("the URL: must be UTF-8")?)?;
-        if self.takes_data {
+        if !self.data.is_empty() {
             let data = words.next().ok_or_else(|| usage("the data is missing, or - for standard input"))?;
             client.data = data.into_string().map_err(|_| "the data: must be UTF-8")?;
         }
@@ -244,18 +320,26 @@ impl ClientCommand {
         }
         proxy::proxy_in(&variable, &check_url(&client.target.state())?, client.init.proxy.as_deref())?;
         let shown = [client.raw, client.state, client.once, !client.events.is_empty()];
-        if self.name == "tail" && shown.iter().filter(|is_asked| **is_asked).count() > 1 {
+        if self.action == Action::Tail && shown.iter().filter(|is_asked| **is_asked).count() > 1 {
             return Err("of --event, --state, --once and --raw only one makes sense".to_owned());
         }
         if client.once && client.count.is_some() {
             return Err("--once and --count contradict each other: how many?".to_owned());
         }
-        Ok((self.command)(client))
+        if self.action == Action::Tail && client.timeout.is_some() && !client.once && client.count.is_none() {
+            return Err("--timeout needs --once or --count: a tail goes on".to_owned());
+        }
+        Ok(Command::Ask(Box::new(client)))
     }
 
     fn help_text(&self) -> String {
-        let (options, access) = (settings::list(self.options), settings::list(ACCESS));
-        format!("{}\nOptions:\n{options}{access}{HELP_OPTION}{CLIENT_NOTES}", self.help)
+        let ClientCommand { name, about, data, help, .. } = self;
+        let lines = if data.is_empty() { "" } else { LINES_NOTE };
+        let options = [settings::list(self.options), settings::list(ACCESS), help_row()].concat();
+        format!(
+            "statecast {name} {about}.\n\nUsage: statecast {name} [OPTIONS] URL[/TOPIC]{data}\n\
+             {help}{lines}\nOptions:\n{options}{CLIENT_NOTES}"
+        )
     }
 }
 
@@ -291,43 +375,53 @@ impl Target {
     }
 }
 
+fn help_row() -> String {
+    settings::row("-h, --help", "this text")
+}
+
 /// The text of `--help`.
 #[must_use]
 pub fn help() -> String {
-    let mut text = String::from(
-        r#"statecast keeps one JSON document and streams every change of it to every browser that listens.
+    let command = |name, about| format!("  {name:<6} {about}\n");
+    let commands = CLIENT_COMMANDS.iter().map(|found| command(found.name, found.about));
+    let commands: String = commands.chain([command("help", "shows the help of a command")]).collect();
+    let (options, help_row) = (settings::list(SETTINGS), help_row());
+    let version = settings::row("-V, --version", "the version");
+    format!(
+        r#"statecast keeps one JSON document, and streams every change of it to every
+browser that listens.
 
 Usage: statecast [serve] [OPTIONS]
-       statecast tail|set|send [OPTIONS] URL[/TOPIC] ...     a client; statecast tail --help says more
+       statecast COMMAND [OPTIONS] URL[/TOPIC] ...
 
-  curl -N localhost:8080/events                              the stream
-  curl -d '{"temp":21.5}' localhost:8080/state/kitchen       change a topic
+Commands that ask a server:
+{commands}
+  curl -N localhost:8080/events                          the stream
+  curl -d '{{"temp":21.5}}' localhost:8080/state/kitchen   change a topic
 
-Options of serve, each also as an environment variable (--max-body: STATECAST_MAX_BODY):
-"#,
-    );
-    text.push_str(&settings::list(SETTINGS));
-    text.push_str(HELP_OPTION);
-    text.push_str("  -V, --version                     the version\n");
-    text.push_str(
-        "\nTIME is a number with ms, s, m or h: 500ms, 15s. SIZE is bytes, or with K, M or G: 64K, 4M.\n",
-    );
-    text
+Options of serve. Each is an environment variable, too: STATECAST_MAX_BODY is
+--max-body.
+{options}{help_row}{version}
+TIME is a number with ms, s, m or h: 500ms, 15s. SIZE is bytes, or with K, M or
+G: 64K, 4M.
+"#
+    )
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
 
-    fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Client, String> {
+    fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Task, String> {
         let variable = |name: &str| {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| OsString::from(value))
         };
         match Command::parse(arguments.iter().map(OsString::from), variable)? {
-            Command::Tail(client) | Command::Set(client) | Command::Send(client) => Ok(client),
+            Command::Ask(task) => Ok(*task),
             other => panic!("{other:?}"),
         }
     }
@@ -362,7 +456,7 @@ mod tests {
 
     #[test]
     fn a_wrong_client_command_is_one_line_that_says_what_would_be_right() {
-        let table: [(&[&str], &str); 13] = [
+        let table: [(&[&str], &str); 20] = [
             (&["tail"], "a URL is missing; statecast tail --help shows how it is used"),
             (
                 &["set", "a/b"],
@@ -373,6 +467,22 @@ mod tests {
                 "unexpected argument \"2\"; statecast set --help shows how it is used",
             ),
             (&["tail", "a", "--lines"], "no option --lines; statecast tail --help lists them"),
+            (
+                &["tail", "a", "--cuont", "1"],
+                "no option --cuont; did you mean --count? statecast tail --help lists them",
+            ),
+            (&["rm", "a/b", "1"], "unexpected argument \"1\"; statecast rm --help shows how it is used"),
+            (
+                &["put", "a/b"],
+                "the data is missing, or - for standard input; statecast put --help shows how it is used",
+            ),
+            (
+                &["send", "a", "x", "--event", "b", "--event", "c"],
+                "--event is given twice: which one counts?",
+            ),
+            (&["get", "a", "--timeout", "10"], "--timeout \"10\": must be a time, such as 500ms, 15s or 2m"),
+            (&["tail", "a", "--timeout", "10s"], "--timeout needs --once or --count: a tail goes on"),
+            (&["help", "tial"], "no command \"tial\"; did you mean tail? statecast help lists them"),
             (&["tail", "a", "--count", "0"], "--count \"0\": must be a number from 1"),
             (
                 &["tail", "a", "--raw", "--state"],

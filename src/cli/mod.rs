@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use crate::server;
 
-use commands::Command;
+use commands::{Action, Command};
 
 /// Does what the arguments of this process say, and returns what it is to end with: 0 done, 1 failed, 2 wrong usage. To be
 /// called first, while there is only one thread: it takes the signals that end a process.
@@ -28,9 +28,8 @@ pub fn run_command() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Serve(config)) => serve::serve(*config),
-        Ok(Command::Tail(client)) => done(tail::tail(&client)),
-        Ok(Command::Set(client)) => done(publish::set(&client)),
-        Ok(Command::Send(client)) => done(publish::send(&client)),
+        Ok(Command::Ask(task)) if task.action == Action::Tail => done(tail::tail(&task)),
+        Ok(Command::Ask(task)) => done(publish::ask(&task)),
         Err(line) => failed(&line, 2),
     }
 }

@@ -3,22 +3,31 @@
 use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 
-use crate::cli::settings::Set::{Path, Size, Switch, Time, Token, TokenFile};
-use crate::cli::settings::{self, Read, Setting, count, count_from_1, option, quoted};
+use crate::cli::commands;
+use crate::cli::settings::Set::{List, Path, Size, Switch, Time, Token, TokenFile};
+use crate::cli::settings::{self, Read, Setting, count, count_from_1, did_you_mean, option, quoted};
 use crate::config::{Config, Origin};
 
 /// The options of `statecast serve`.
 pub(crate) const SETTINGS: &[Setting<Config>] = &[
-    option("listen", "127.0.0.1:8080", "where to listen; 0.0.0.0:8080 for the whole network").reads(
-        "HOST:PORT",
-        |config, text| {
-            let addresses = text.to_socket_addrs().map_err(|_| "an address, such as 127.0.0.1:8080")?;
-            config.listen = addresses.collect();
-            Ok(())
-        },
-    ),
+    option(
+        "listen",
+        "127.0.0.1:8080",
+        "where to listen; a port alone is for this machine, 0.0.0.0:8080 for the whole network",
+    )
+    .reads("HOST:PORT", |config, text| {
+        let port = text.strip_prefix(':').unwrap_or(text);
+        let addresses = match port.parse() {
+            Ok(port) => Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]),
+            Err(_) => text.to_socket_addrs().map(Iterator::collect),
+        };
+        config.listen = addresses.map_err(|_| "an address or a port, such as 127.0.0.1:8080 or 8080")?;
+        Ok(())
+    }),
     option("document", "", "keep the document in this file; without it a restart forgets it")
         .sets(Path("FILE", |config| &mut config.document)),
+    option("save-every", "1s", "how often the document is saved at most; longer spares an SD card")
+        .sets(Time(|config| &mut config.save_every)),
     option("heartbeat", "15s", "time between heartbeat events").sets(Time(|config| &mut config.heartbeat)),
     option("retry", "3s", "how long clients wait before they reconnect, a third more or less")
         .sets(Time(|config| &mut config.retry)),
@@ -53,12 +62,12 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
     option("subscribe-token-file", "", "the same, read from a file")
         .sets(TokenFile(|config| &mut config.subscribe_token)),
     option("allow-origin", "", "let pages of this origin in; once for each, or several with commas between")
-        .reads("ORIGIN", |config, text| {
+        .sets(List("ORIGIN", |config, text| {
             for origin in text.split(',') {
                 config.allow_origin.push(Origin::new(origin.trim())?);
             }
             Ok(())
-        }),
+        })),
     option("open", "", "let anybody who can connect write, not this machine alone")
         .sets(Switch(|config| &mut config.open)),
     option("lab", "", "let whoever may write break connections, to see clients heal: GET /lab")
@@ -82,7 +91,8 @@ pub(super) fn read(
         other => return Ok(other),
     };
     if let Some(word) = words.first().map(|word| quoted(word)) {
-        return Err(format!("unexpected argument {word}; statecast --help lists what there is"));
+        let guess = did_you_mean("", word.trim_matches('"'), commands::names());
+        return Err(format!("unexpected argument {word}; {guess}statecast --help lists what there is"));
     }
     if config.open && config.publish_token.is_some() {
         return Err("--open and --publish-token contradict each other: who may write?".to_owned());
@@ -121,6 +131,22 @@ mod tests {
     }
 
     #[test]
+    fn a_port_alone_is_one_of_this_machine() {
+        for (text, address) in [
+            ("8080", "127.0.0.1:8080"),
+            (":8080", "127.0.0.1:8080"),
+            (":0", "127.0.0.1:0"),
+            ("0.0.0.0:80", "0.0.0.0:80"),
+            ("[::1]:80", "[::1]:80"),
+        ] {
+            assert_eq!(parse(&["--listen", text], &[]).unwrap().listen, [address.parse().unwrap()], "{text}");
+        }
+        for text in ["", ":", "::1", "80 ", "-1", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536"] {
+            assert!(parse(&["--listen", text], &[]).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
     fn a_flag_wins_over_the_environment_and_that_over_the_default() {
         let variables =
             [("STATECAST_HEARTBEAT", "200ms"), ("STATECAST_MAX_BODY", "2M"), ("STATECAST_OPEN", "1")];
@@ -134,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_wrong_option_is_one_line_that_says_what_would_be_right() {
-        let table: [(&[&str], &str); 10] = [
+        let table: [(&[&str], &str); 18] = [
             (&["--heartbeat", "15"], "--heartbeat \"15\": must be a time, such as 500ms, 15s or 2m"),
             (&["--heartbeat", "0s"], "--heartbeat \"0s\": must be a time from 1ms to 24h"),
             (
@@ -144,10 +170,36 @@ mod tests {
             (&["--history", "4X"], "--history \"4X\": must be a size, such as 65536, 64K or 4M"),
             (&["--history", "-1"], "--history \"-1\": must be a size, such as 65536, 64K or 4M"),
             (&["--max-clients", "0"], "--max-clients \"0\": must be a number from 1"),
-            (&["--listen", "here"], "--listen \"here\": must be an address, such as 127.0.0.1:8080"),
+            (
+                &["--listen", "here"],
+                "--listen \"here\": must be an address or a port, such as 127.0.0.1:8080 or 8080",
+            ),
             (&["--history"], "--history needs a SIZE"),
-            (&["--hystory", "4M"], "no option --hystory; statecast --help lists them"),
-            (&["sevre"], "unexpected argument \"sevre\"; statecast --help lists what there is"),
+            (
+                &["--hystory", "4M"],
+                "no option --hystory; did you mean --history? statecast --help lists them",
+            ),
+            (&["--doc", "a"], "no option --doc; did you mean --document? statecast --help lists them"),
+            (
+                &["--token", "a"],
+                "no option --token; did you mean --publish-token? statecast --help lists them",
+            ),
+            (&["--quiet"], "no option --quiet; statecast --help lists them"),
+            (
+                &["sevre"],
+                "unexpected argument \"sevre\"; did you mean serve? statecast --help lists what there is",
+            ),
+            (&["kitchen"], "unexpected argument \"kitchen\"; statecast --help lists what there is"),
+            (&["--retry", "1s", "--retry=2s"], "--retry is given twice: which one counts?"),
+            (&["--open", "--open"], "--open is given twice: which one counts?"),
+            (
+                &["--publish-token", "x", "--publish-token", "x"],
+                "--publish-token is given twice: which one counts?",
+            ),
+            (
+                &["--listen", "80800"],
+                "--listen \"80800\": must be an address or a port, such as 127.0.0.1:8080 or 8080",
+            ),
         ];
         for (arguments, line) in table {
             assert_eq!(parse(arguments, &[]).map(|_| ()), Err(line.to_owned()), "{arguments:?}");
@@ -193,7 +245,7 @@ mod tests {
         assert_eq!(word, r#"unexpected argument "s3cr\xFCt"; statecast --help lists what there is"#);
         assert!(read(vec![OsStr::from_bytes(b"--op\xfcen").into()], "").is_err());
         let option = read(vec!["--op\nen".into()], "").unwrap_err();
-        assert_eq!(option, r"no option --op\nen; statecast --help lists them");
+        assert_eq!(option, r"no option --op\nen; did you mean --open? statecast --help lists them");
     }
 
     #[test]

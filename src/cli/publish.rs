@@ -1,4 +1,4 @@
-//! `statecast set` and `statecast send`: data on its way to the server, over one kept-alive connection.
+//! `get`, `set`, `put`, `rm` and `send`: requests of the command line. Lines go over one kept-alive connection.
 //!
 //! The one rule: no line of standard input is lost. A line is sent again until it has an answer, and the next line waits
 //! for that.
@@ -13,15 +13,15 @@ use ureq::Agent;
 use ureq::http::header::{CONTENT_TYPE, LOCATION};
 use ureq::http::{HeaderValue, Method};
 
-use crate::cli::commands::Client;
+use crate::cli::commands::{Action, Task};
 use crate::client::http::{Endpoint, agent_config, header, may_pass, refusal_text, retry_after, wait_after};
 use crate::document::without_mark;
 
 /// The longest line that is sent. The server would refuse more.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
-/// The limit for each read and write.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an answer may take without `--timeout`; of lines, each read and write.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a connection is used again: more than a minute, and less than the 75 s that the server keeps it.
 const MAX_IDLE: Duration = Duration::from_secs(70);
@@ -29,31 +29,18 @@ const MAX_IDLE: Duration = Duration::from_secs(70);
 /// The first wait, after the second try of a line has failed.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Merges into the document, and prints the id of the change, but not the ids of lines. Blocks.
+/// Reads or changes the document, or publishes events. Prints the document, or the id of the change or event; not the
+/// ids of lines. Blocks.
 ///
 /// # Errors
-/// Why the data were refused, or could not be sent. For lines, an answer that no other line would change.
-pub fn set(client: &Client) -> io::Result<()> {
-    publish(client, &Publisher::new(client, client.target.state(), "application/merge-patch+json", true)?)
-}
-
-/// Publishes one-off events, and prints the id as `set` does. Blocks.
-///
-/// # Errors
-/// As for `set`.
-pub fn send(client: &Client) -> io::Result<()> {
-    let name = client.events.first().map_or("message", String::as_str);
-    let url = format!("{}?event={}", client.target.events(), utf8_percent_encode(name, NON_ALPHANUMERIC));
-    let content_type = if client.json { "application/json" } else { "text/plain; charset=utf-8" };
-    publish(client, &Publisher::new(client, url, content_type, false)?)
-}
-
-fn publish(client: &Client, publisher: &Publisher) -> io::Result<()> {
-    if client.data == "-" {
-        return publish_lines(publisher, BufReader::with_capacity(64 << 10, io::stdin().lock()));
+/// Why the server refused, or could not be asked. For lines, an answer that no other line would change.
+pub fn ask(task: &Task) -> io::Result<()> {
+    let publisher = Publisher::new(task)?;
+    if task.data == "-" {
+        return publish_lines(&publisher, BufReader::with_capacity(64 << 10, io::stdin().lock()));
     }
-    match publisher.try_once(client.data.as_bytes()) {
-        Ok(id) => match writeln!(io::stdout(), "{id}") {
+    match publisher.try_once(task.data.as_bytes()) {
+        Ok(text) => match writeln!(io::stdout(), "{text}") {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
             _ => Ok(()),
         },
@@ -69,9 +56,9 @@ fn publish_lines(publisher: &Publisher, mut input: BufReader<impl Read>) -> io::
     while read_line(&mut input, &mut line)? {
         number += 1;
         // Before JSON a byte order mark means nothing, wherever it came from; a text begins with one at most.
-        let may_be_marked = number == 1 || publisher.is_change;
+        let may_be_marked = number == 1 || publisher.is_change();
         let data = if may_be_marked { without_mark(&line) } else { &line };
-        if data.trim_ascii().is_empty() && publisher.is_change {
+        if data.trim_ascii().is_empty() && publisher.is_change() {
             continue;
         }
         let refusal = if line.len() > MAX_LINE_BYTES {
@@ -115,8 +102,8 @@ struct Publisher {
     agent: Agent,
     endpoint: Endpoint,
     url: String,
-    /// It sends merge patches of the document, and not events.
-    is_change: bool,
+    method: Method,
+    limit: Duration,
 }
 
 /// Why data was not published.
@@ -135,32 +122,63 @@ enum Cause {
 }
 
 impl Publisher {
-    fn new(
-        client: &Client,
-        url: String,
-        content_type: &'static str,
-        is_change: bool,
-    ) -> io::Result<Publisher> {
-        let init = &client.init;
+    fn new(task: &Task) -> io::Result<Publisher> {
+        let state = || task.target.state();
+        let (method, url, content_type) = match task.action {
+            Action::Get | Action::Tail => (Method::GET, state(), ""),
+            Action::Remove => (Method::DELETE, state(), ""),
+            Action::Set => (Method::PATCH, state(), "application/merge-patch+json"),
+            Action::Put => (Method::PUT, state(), "application/json"),
+            Action::Send => {
+                let name = task.events.first().map_or("message", String::as_str);
+                let name = utf8_percent_encode(name, NON_ALPHANUMERIC);
+                let kind = if task.json { "application/json" } else { "text/plain; charset=utf-8" };
+                (Method::POST, format!("{}?event={name}", task.target.events()), kind)
+            }
+        };
+        let init = &task.init;
         let mut endpoint = Endpoint::new(&url, init.token.as_ref(), &init.headers, init.proxy.as_deref())?;
-        endpoint.headers.append(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        // No limit for resolving a name: ureq would start a thread for each request to keep it.
-        let config = agent_config()
-            .timeout_per_read(Some(PATIENCE))
-            .timeout_per_write(Some(PATIENCE))
-            .max_idle_age(MAX_IDLE);
-        Ok(Publisher { agent: config.build().into(), endpoint, url, is_change })
+        if !content_type.is_empty() {
+            endpoint.headers.append(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        let limit = task.timeout.unwrap_or(PATIENCE);
+        let config = agent_config().timeout_connect(Some(limit));
+        let config = if task.data == "-" {
+            // No limit for resolving a name: ureq would start a thread for each request to keep it.
+            config.timeout_per_read(Some(limit)).timeout_per_write(Some(limit)).max_idle_age(MAX_IDLE)
+        } else {
+            config.timeout_global(Some(limit))
+        };
+        Ok(Publisher { agent: config.build().into(), endpoint, url, method, limit })
     }
 
-    /// Sends data once, and returns the id of the change or event.
+    fn is_change(&self) -> bool {
+        self.method != Method::POST
+    }
+
+    /// Asks once, and returns the document or the id of the change or event.
     fn try_once(&self, data: &[u8]) -> Result<String, Failure> {
-        let method = if self.is_change { Method::PATCH } else { Method::POST };
-        let answer = self.endpoint.ask(&self.agent, method, data);
-        let mut answer = answer.map_err(|text| Failure { text, cause: Cause::Moment(None) })?;
+        let failure = |text: String| {
+            let is_late = text.starts_with("timeout");
+            let late = || format!("no answer within {:?}; --timeout allows more", self.limit);
+            Failure { text: if is_late { late() } else { text }, cause: Cause::Moment(None) }
+        };
+        let is_read = self.method == Method::GET;
+        let answer = if is_read {
+            self.endpoint.clone().get(&self.agent)
+        } else {
+            self.endpoint.ask(&self.agent, self.method.clone(), data)
+        };
+        let mut answer = answer.map_err(failure)?;
         let status = answer.status().as_u16();
         if status == 200 {
-            // The body must be read for the connection to be kept. Cut, it was still an answer.
-            let body = answer.body_mut().read_to_string().unwrap_or_default();
+            // The body must be read for the connection to be kept.
+            let mut body = String::new();
+            let read = answer.body_mut().as_reader().read_to_string(&mut body);
+            if is_read {
+                return read.map(|_| body.trim_end().to_owned()).map_err(|error| failure(error.to_string()));
+            }
+            // An answer that is cut was still an answer.
             let json = serde_json::from_str::<Value>(&body).unwrap_or_default();
             return Ok(json["id"].as_str().unwrap_or_default().to_owned());
         }

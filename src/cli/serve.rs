@@ -3,7 +3,13 @@
 //! `main` calls it. The one rule: the main thread does nothing that may take time, neither disk nor terminal, so that a
 //! signal is heard at every moment; and no signal, however many come, loses what a client was told is done.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,7 +33,7 @@ enum Word {
     Stopped(ExitCode),
 }
 
-/// Serves until SIGTERM, SIGINT or SIGHUP, and returns what the process is to end with: 0, or 1 where something went
+/// Serves until SIGTERM or SIGINT, and returns what the process is to end with: 0, or 1 where something went
 /// wrong, which has been said on stderr by then. For a program's `main`: it takes these signals, but those that were
 /// ignored, away from the whole process.
 #[must_use]
@@ -47,11 +53,7 @@ fn serve_until_told(config: Config, tell: &Sender<Word>, told: &Receiver<Word>) 
     let of_signals = tell.clone();
     signals::watch(move |signal| drop(of_signals.try_send(Word::Signal(signal))))?;
     let grace = config.grace;
-    let writes = match (config.open, &config.publish_token) {
-        (_, Some(_)) => "whoever has the publish token",
-        (true, None) => "anybody who can connect (--open)",
-        (false, None) => "this machine alone; behind a proxy set --publish-token",
-    };
+    let who = who(&config);
     let of_start = tell.clone();
     aside("start", move || {
         of_start.send(Word::Prepared(Server::prepare(config).map(Box::new))).ok();
@@ -63,11 +65,13 @@ fn serve_until_told(config: Config, tell: &Sender<Word>, told: &Receiver<Word>) 
     };
     let server = prepared?.listen()?;
     let text = format!(
-        "statecast listens on http://{}/\n  document: {}\n  writes:   {writes}\n  clients:  {}\n",
-        server.address(),
+        "statecast listens on {}\n{}  document: {}\n{who}  clients:  {}\n",
+        server.url(),
+        network(server.address()),
         server.kept(),
         server.capacity()
     );
+    notify("READY=1");
     // Started without a terminal or with a closed pipe, it serves all the same.
     aside("greeting", move || {
         io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).ok();
@@ -77,7 +81,55 @@ fn serve_until_told(config: Config, tell: &Sender<Word>, told: &Receiver<Word>) 
             break signal;
         }
     };
+    notify("STOPPING=1");
     stop(server, grace, first, tell, told)
+}
+
+/// The start lines that say who may read and write.
+fn who(config: &Config) -> String {
+    let reads = match &config.subscribe_token {
+        Some(_) => "whoever has the subscribe token",
+        None if config.listen.iter().all(|address| address.ip().is_loopback()) => {
+            "this machine alone, for it listens to no other"
+        }
+        None => "anybody who can connect; --subscribe-token is for those you know",
+    };
+    let writes = match (config.open, &config.publish_token) {
+        (_, Some(_)) => "whoever has the publish token",
+        (true, None) => "anybody who can connect (--open)",
+        (false, None) => "this machine alone; behind a proxy set --publish-token",
+    };
+    format!("  reads:    {reads}\n  writes:   {writes}\n")
+}
+
+/// The start line with the addresses by which other machines open it, where it listens at all of them.
+fn network(listens: SocketAddr) -> String {
+    if !listens.ip().is_unspecified() {
+        return String::new();
+    }
+    let text = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let ours = lines.windows(2).filter(|pair| pair[1].starts_with("/32 host LOCAL"));
+    let addresses: BTreeSet<Ipv4Addr> =
+        ours.filter_map(|pair| pair[0].strip_prefix("|-- ")?.parse().ok()).collect();
+    let others = addresses.iter().filter(|address| !address.is_loopback());
+    let urls: Vec<String> = others.map(|address| format!("http://{address}:{}", listens.port())).collect();
+    let urls =
+        if urls.is_empty() { "this machine has no address there yet".to_owned() } else { urls.join(" ") };
+    format!("  network:  {urls}\n")
+}
+
+/// Tells a service manager that has asked for it (`Type=notify` of systemd). Nobody is there to hear of an error.
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => unix::net::SocketAddr::from_abstract_name(name),
+        None => unix::net::SocketAddr::from_pathname(&path),
+    };
+    if let (Ok(socket), Ok(address)) = (UnixDatagram::unbound(), address) {
+        socket.set_nonblocking(true).ok();
+        socket.send_to_addr(state.as_bytes(), &address).ok();
+    }
 }
 
 /// Stops the server within the grace; sooner, but not before the document is saved, for somebody who is impatient.
@@ -109,7 +161,7 @@ fn stop(
             Ok(Word::Signal(libc::SIGINT)) if interrupted.is_some_and(|at| at.elapsed() >= IMPATIENCE) => {
                 let (tell, saver) = (tell.clone(), saver.clone());
                 aside("save", move || {
-                    let code = match saver.map_or(Ok(()), |saver| saver.wait(deadline)) {
+                    let code = match saver.map_or(Ok(()), |saver| saver.wait()) {
                         Ok(()) => ExitCode::from(INTERRUPTED),
                         Err(error) => fail(&error),
                     };
@@ -119,7 +171,7 @@ fn stop(
             Ok(_) => {}
             // All that stops keeps to the grace, so it is stderr that takes no word of what was not done.
             Err(_) => {
-                let is_saved = saver.is_none_or(|saver| saver.wait(Instant::now()).is_ok());
+                let is_saved = saver.is_none_or(|saver| saver.wait().is_ok());
                 return Ok(if is_saved { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             }
         }

@@ -3,6 +3,7 @@
 //! `options` has the table of the server, `commands` has those of the clients. The one rule: an error is one line that
 //! says what would be right, and it never shows a secret.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -34,27 +35,29 @@ pub(crate) enum Set<T: 'static> {
     Path(&'static str, fn(&mut T) -> &mut Option<PathBuf>),
     /// UTF-8 that a function reads. An error is what would be right.
     Text(&'static str, fn(&mut T, &str) -> Result<(), String>),
+    /// The same, and the option may be given several times.
+    List(&'static str, fn(&mut T, &str) -> Result<(), String>),
 }
 
 /// What the help says of an option.
-pub(crate) struct Named(&'static str, &'static str, &'static str);
+pub(crate) struct Row(&'static str, &'static str, &'static str);
 
 /// Begins a row of a table: the name, the default and the help.
-pub(crate) const fn option(name: &'static str, default: &'static str, help: &'static str) -> Named {
-    Named(name, default, help)
+pub(crate) const fn option(name: &'static str, default: &'static str, help: &'static str) -> Row {
+    Row(name, default, help)
 }
 
-impl Named {
+impl Row {
     /// Ends the row.
     pub const fn sets<T>(self, set: Set<T>) -> Setting<T> {
-        let Named(name, default, help) = self;
+        let Row(name, default, help) = self;
         let value = match &set {
             Set::Switch(_) => "",
             Set::Time(_) => "TIME",
             Set::Size(_) => "SIZE",
             Set::Token(_) => "TOKEN",
             Set::TokenFile(_) => "FILE",
-            Set::Path(value, _) | Set::Text(value, _) => value,
+            Set::Path(value, _) | Set::Text(value, _) | Set::List(value, _) => value,
         };
         Setting { name, value, default, help, set }
     }
@@ -98,7 +101,7 @@ impl<T> Setting<T> {
             Set::Token(place) => text().and_then(Token::new).map(|token| *place(target) = Some(token)),
             Set::TokenFile(place) => token_in(value).map(|token| *place(target) = Some(token)),
             Set::Path(_, place) => path(value).map(|path| *place(target) = Some(path)),
-            Set::Text(_, set) => text().and_then(|text| set(target, text)),
+            Set::Text(_, set) | Set::List(_, set) => text().and_then(|text| set(target, text)),
         };
         result.map_err(|right| {
             let shown = if self.is_secret() { String::new() } else { format!(" {}", quoted(value)) };
@@ -124,15 +127,17 @@ pub(crate) fn read<T>(
     mut target: T,
     mut arguments: lexopt::Parser,
 ) -> Result<Read<T>, String> {
-    let mut words = Vec::new();
+    let (mut words, mut given) = (Vec::new(), HashSet::new());
     while let Some(argument) = arguments.next().map_err(|error| error.to_string())? {
         match argument {
             lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => return Ok(Read::Help),
             lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => return Ok(Read::Version),
             lexopt::Arg::Long(name) => {
-                let setting = tables.iter().copied().flatten().find(|setting| setting.name == name);
-                let setting = setting.ok_or_else(|| {
-                    format!("no option --{}; {command} --help lists them", name.escape_debug())
+                let mut settings = tables.iter().copied().flatten();
+                let setting = settings.find(|setting| setting.name == name).ok_or_else(|| {
+                    let names = tables.iter().copied().flatten().map(|setting| setting.name);
+                    let guess = did_you_mean("--", name, names.chain(["help", "version"]));
+                    format!("no option --{}; {guess}{command} --help lists them", name.escape_debug())
                 })?;
                 let flag = format!("--{}", setting.name);
                 let value = match setting.value {
@@ -140,6 +145,11 @@ pub(crate) fn read<T>(
                     word => arguments.value().map_err(|_| format!("{flag} needs a {word}"))?,
                 };
                 setting.set_to(&mut target, &value, &flag)?;
+                // A file is another way to give the same.
+                let what = setting.name.trim_end_matches("-file");
+                if !given.insert(what) && !matches!(setting.set, Set::List(..)) {
+                    return Err(format!("--{what} is given twice: which one counts?"));
+                }
             }
             lexopt::Arg::Value(word) => words.push(word),
             lexopt::Arg::Short(letter) => {
@@ -153,11 +163,54 @@ pub(crate) fn read<T>(
 
 /// The lines of the help for a table.
 pub(crate) fn list<T>(table: &[Setting<T>]) -> String {
-    table.iter().fold(String::new(), |mut text, Setting { name, value, default, help, .. }| {
+    let rows = table.iter().map(|Setting { name, value, default, help, .. }| {
         let default = if default.is_empty() { String::new() } else { format!(" [{default}]") };
-        writeln!(text, "  {:<34}{help}{default}", format!("--{name} {value}")).expect("a String takes all");
-        text
-    })
+        row(format!("--{name} {value}").trim_end(), &format!("{help}{default}"))
+    });
+    rows.collect()
+}
+
+/// A name and its help beside it, in lines of 80 letters.
+pub(crate) fn row(name: &str, help: &str) -> String {
+    const INDENT: usize = 30;
+    let mut line = format!("  {name:<28}");
+    let mut lines = String::new();
+    if line.len() > INDENT {
+        writeln!(lines, "{line}").expect("a String takes all");
+        line = " ".repeat(INDENT);
+    }
+    for word in help.split(' ') {
+        if line.len() + word.len() > 80 {
+            writeln!(lines, "{}", line.trim_end()).expect("a String takes all");
+            line = " ".repeat(INDENT);
+        }
+        line.extend([word, " "]);
+    }
+    lines + line.trim_end() + "\n"
+}
+
+/// A question for whoever mistyped one of the names; empty where none is near.
+pub(crate) fn did_you_mean(dashes: &str, word: &str, names: impl Iterator<Item = &'static str>) -> String {
+    // A name of which the word is a part comes before one that is merely alike.
+    let far = |name: &&str| if word.len() > 2 && name.contains(word) { 0 } else { distance(word, name) };
+    let nearest = names.filter(|name| far(name) <= 1 + word.len() / 4).min_by_key(far);
+    nearest.map_or(String::new(), |name| format!("did you mean {dashes}{name}? "))
+}
+
+/// The letters to put in, take out or replace until one word is the other.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for letter in from.chars() {
+        let mut before = row[0];
+        row[0] += 1;
+        for (column, other) in to.iter().enumerate() {
+            let replaced = before + usize::from(letter != *other);
+            before = row[column + 1];
+            row[column + 1] = replaced.min(before + 1).min(row[column] + 1);
+        }
+    }
+    row[to.len()]
 }
 
 pub(crate) fn count(text: &str) -> Result<usize, String> {

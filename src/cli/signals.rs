@@ -12,8 +12,8 @@ use std::thread;
 
 use libc::c_int;
 
-/// Somebody or something wants an end: a service manager, a person, a terminal that goes, a limit on processor time.
-const ENDS: [c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGXCPU];
+/// Somebody or something wants an end: a service manager, a person, a limit on processor time.
+const ENDS: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGXCPU];
 
 /// Lets a write beyond the limit on the size of files be an error, where it would end the process. For a program's
 /// `main`.
@@ -23,8 +23,11 @@ pub fn outlive_file_limits() {
 }
 
 /// Tells of each signal that asks for an end, from a thread of its own. To be called while there is only one thread: it
-/// blocks the signals in that one, and those that it starts inherit it.
+/// blocks the signals in that one, and those that it starts inherit it. SIGHUP means nothing from then on: there is no
+/// file to read anew, and a terminal that goes is none of a server's business.
 pub(crate) fn watch(mut tell: impl FnMut(c_int) + Send + 'static) -> io::Result<()> {
+    // SAFETY: `SIG_IGN` is no handler, so no code of ours runs in a signal.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
     let mut set = MaybeUninit::uninit();
     // SAFETY: `sigemptyset` makes a set of the memory; the others get that set, and numbers that are signals.
     let set = unsafe {

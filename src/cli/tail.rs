@@ -4,11 +4,14 @@
 //! while no event comes.
 
 use std::io::{self, ErrorKind, StdoutLock, Write};
+use std::process;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cli::commands::Client;
+use crate::cli::commands::Task;
+use crate::cli::publish::PATIENCE;
 use crate::client::event_source::{EventSource, EventSourceHandle, Reason, Step};
 use crate::client::replica::Follower;
 use crate::document::to_json;
@@ -18,17 +21,20 @@ use crate::sse::parser::Event;
 ///
 /// # Errors
 /// Why the server refused, or why output failed.
-pub fn tail(client: &Client) -> io::Result<()> {
-    let url = client.target.events();
-    let mut source = EventSource::with(&url, client.init.clone())?;
+pub fn tail(task: &Task) -> io::Result<()> {
+    let url = task.target.events();
+    let mut source = EventSource::with(&url, task.init.clone())?;
     let handle = source.handle();
     close_with_stdout(handle.clone())?;
+    if let Some(limit) = task.timeout.or(task.once.then_some(PATIENCE)) {
+        give_up_after(limit, url.clone())?;
+    }
     let (out, follower) = (io::stdout().lock(), Follower::default());
-    let mut shown = Shown { client, out, failure: None, follower, told: None };
-    let mut left = if client.once { 1 } else { client.count.unwrap_or(u64::MAX) };
+    let mut shown = Shown { task, out, failure: None, follower, told: None };
+    let mut left = if task.once { 1 } else { task.count.unwrap_or(u64::MAX) };
     while left > 0 {
         let step = source.step(&mut |bytes| {
-            if client.raw {
+            if task.raw {
                 shown.write(bytes);
             }
         });
@@ -54,7 +60,7 @@ pub fn tail(client: &Client) -> io::Result<()> {
 }
 
 struct Shown<'a> {
-    client: &'a Client,
+    task: &'a Task,
     out: StdoutLock<'static>,
     /// Why output has failed.
     failure: Option<io::Error>,
@@ -67,7 +73,7 @@ impl Shown<'_> {
     /// Shows an event, and says whether it counts.
     fn show(&mut self, event: &Event, source: &mut EventSource) -> bool {
         self.told = None;
-        let Client { raw, state, once, events, .. } = self.client;
+        let Task { raw, state, once, events, .. } = self.task;
         let line = if *raw {
             return true;
         } else if *state || *once {
@@ -122,4 +128,18 @@ fn close_with_stdout(source: EventSourceHandle) -> io::Result<()> {
     };
     // The thread waits for as long as the process lives.
     thread::Builder::new().name("stdout".into()).spawn(wait).map(drop)
+}
+
+/// Ends the process when its time is over, whatever it waits for: a connection cannot be given up while it is made.
+fn give_up_after(limit: Duration, url: String) -> io::Result<()> {
+    let wait = move || {
+        thread::sleep(limit);
+        writeln!(
+            io::stderr(),
+            "statecast: {url}: not enough has come within {limit:?}; --timeout allows more"
+        )
+        .ok();
+        process::exit(1);
+    };
+    thread::Builder::new().name("timeout".into()).spawn(wait).map(drop)
 }

@@ -202,12 +202,12 @@ pub(crate) enum Step {
 /// What a source, its handles and its watch share.
 #[derive(Default)]
 struct Monitor {
-    status: Mutex<Status>,
+    watched: Mutex<Watched>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Status {
+struct Watched {
     ready_state: ReadyState,
     reason: Option<Reason>,
     /// The agent of the connection. Its shutdown ends a read, or a try to connect.
@@ -398,7 +398,7 @@ impl EventSourceHandle {
     }
 }
 
-impl Status {
+impl Watched {
     /// Ends the connection, or the try to make one.
     fn shut_down(&mut self) {
         if let Some(agent) = self.agent.take() {
@@ -408,30 +408,30 @@ impl Status {
 }
 
 impl Monitor {
-    fn lock(&self) -> MutexGuard<'_, Status> {
-        lock(&self.status)
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        lock(&self.watched)
     }
 
     /// Puts an agent where `close` and the watch find it. A source that was closed before has no use for it.
     fn use_agent(&self, agent: &Agent) {
-        let mut status = self.lock();
-        status.is_overdue = false;
-        status.agent = Some(agent.clone());
-        if status.ready_state == ReadyState::Closed {
-            status.shut_down();
+        let mut watched = self.lock();
+        watched.is_overdue = false;
+        watched.agent = Some(agent.clone());
+        if watched.ready_state == ReadyState::Closed {
+            watched.shut_down();
         }
     }
 
     /// Enters a state, and says whether it could: a closed source stays closed.
     fn enter(&self, ready_state: ReadyState, reason: Option<Reason>) -> bool {
-        let mut status = self.lock();
-        if status.ready_state == ReadyState::Closed {
+        let mut watched = self.lock();
+        if watched.ready_state == ReadyState::Closed {
             return false;
         }
-        status.ready_state = ready_state;
-        status.reason = reason.or(status.reason.take());
+        watched.ready_state = ready_state;
+        watched.reason = reason.or(watched.reason.take());
         if ready_state == ReadyState::Closed {
-            status.shut_down();
+            watched.shut_down();
             self.changed.notify_all();
         }
         true
@@ -440,7 +440,7 @@ impl Monitor {
     /// Waits for a time to come, and says whether it came before the source was closed.
     fn wait_until(&self, time: Instant) -> bool {
         let left = time.saturating_duration_since(Instant::now());
-        let goes_on = |status: &mut Status| status.ready_state != ReadyState::Closed;
+        let goes_on = |watched: &mut Watched| watched.ready_state != ReadyState::Closed;
         let waited = self.changed.wait_timeout_while(self.lock(), left, goes_on);
         waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
@@ -478,35 +478,35 @@ impl Monitor {
         limit: Option<Duration>,
         wait: impl FnOnce() -> Result<T, Reason>,
     ) -> Result<T, Reason> {
-        let mut status = self.lock();
-        status.deadline = limit.map(|limit| Instant::now() + limit.min(A_DAY));
+        let mut watched = self.lock();
+        watched.deadline = limit.map(|limit| Instant::now() + limit.min(A_DAY));
         // The watch wakes at the time it knows. Most of the time that is earlier, and it looks again.
-        if status.deadline.is_some_and(|deadline| status.next_look.is_none_or(|look| deadline < look)) {
+        if watched.deadline.is_some_and(|deadline| watched.next_look.is_none_or(|look| deadline < look)) {
             self.changed.notify_all();
         }
-        drop(status);
+        drop(watched);
         let result = wait();
-        let mut status = self.lock();
-        status.deadline = None;
+        let mut watched = self.lock();
+        watched.deadline = None;
         result.map_err(
-            |reason| if status.is_overdue { Reason::Silent(limit.unwrap_or_default()) } else { reason },
+            |reason| if watched.is_overdue { Reason::Silent(limit.unwrap_or_default()) } else { reason },
         )
     }
 
     /// Shuts the agent down at each deadline, until the source is closed. A read of ureq's has no limit that could be
     /// set while it waits, and the server says later than that how long a silence may be.
     fn watch(&self) {
-        let mut status = self.lock();
-        while status.ready_state != ReadyState::Closed {
+        let mut watched = self.lock();
+        while watched.ready_state != ReadyState::Closed {
             let now = Instant::now();
-            if status.deadline.is_some_and(|deadline| deadline <= now) {
-                status.deadline = None;
-                status.is_overdue = true;
-                status.shut_down();
+            if watched.deadline.is_some_and(|deadline| deadline <= now) {
+                watched.deadline = None;
+                watched.is_overdue = true;
+                watched.shut_down();
             }
-            status.next_look = status.deadline;
-            let pause = status.deadline.map_or(A_DAY, |deadline| deadline - now);
-            status = self.changed.wait_timeout(status, pause).unwrap_or_else(PoisonError::into_inner).0;
+            watched.next_look = watched.deadline;
+            let pause = watched.deadline.map_or(A_DAY, |deadline| deadline - now);
+            watched = self.changed.wait_timeout(watched, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

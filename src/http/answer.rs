@@ -48,7 +48,10 @@ impl Answer {
             .with("Cache-Control", "no-store")
     }
 
-    pub fn json(text: String) -> Answer {
+    /// JSON, and the line end that a terminal needs.
+    pub fn json(mut text: String) -> Answer {
+        text.reserve_exact(1);
+        text.push('\n');
         Answer::text("application/json", text)
     }
 
@@ -56,6 +59,13 @@ impl Answer {
     pub fn refusal(status: u16, text: impl Into<String>) -> Answer {
         let text = to_json(&Value::from(text.into()));
         Answer { status, ..Answer::json(format!("{{\"error\":{text}}}")) }
+    }
+
+    /// What a refusal says.
+    pub fn reason(&self) -> String {
+        let Content::Bytes(bytes) = &self.content else { return String::new() };
+        let json: Value = serde_json::from_slice(bytes).unwrap_or_default();
+        json["error"].as_str().unwrap_or_default().to_owned()
     }
 
     pub fn empty(status: u16) -> Answer {
@@ -173,8 +183,8 @@ mod tests {
     #[test]
     fn a_head_says_how_long_its_content_is_and_whether_more_may_follow() {
         let json = || Answer { headers: Vec::new(), ..Answer::json("{}".into()) };
-        assert_eq!(head(&json(), false, false), "HTTP/1.1 200 OK\nServer: statecast\nContent-Length: 2\n");
-        let closing = "HTTP/1.0 200 OK\nServer: statecast\nContent-Length: 2\nConnection: close\n";
+        assert_eq!(head(&json(), false, false), "HTTP/1.1 200 OK\nServer: statecast\nContent-Length: 3\n");
+        let closing = "HTTP/1.0 200 OK\nServer: statecast\nContent-Length: 3\nConnection: close\n";
         assert_eq!(head(&json(), true, true), closing);
         let stream = Answer { content: Content::Stream, ..json() };
         let chunked = "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n";

@@ -40,6 +40,8 @@ pub(crate) struct Call {
     pub last_event_id: Option<String>,
     pub conditions: Conditions,
     pub user_agent: Option<String>,
+    /// Whom a proxy on this machine says it asks for. Anybody on this machine can say so: it is a claim, and is shown only.
+    pub forwarded_for: Option<String>,
     /// No request of its connection runs after this one.
     pub is_last: bool,
 }
@@ -90,6 +92,7 @@ pub(super) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Answer>
         last_event_id: value("Last-Event-ID"),
         conditions: Conditions { if_match: list("If-Match"), if_none_match: list("If-None-Match") },
         user_agent: value("User-Agent"),
+        forwarded_for: list("X-Forwarded-For").filter(|_| peer.ip().to_canonical().is_loopback()),
         // tiny_http takes for chunked what others do not: it trims `\x0bchunked` before we see it (common.rs:189). Then
         // what follows may be a body to them.
         is_last: is_chunked(headers)

@@ -277,7 +277,8 @@ impl Core {
                     let mut next = Some((request, turn));
                     while let Some((request, turn)) = next {
                         let mut given_back = None;
-                        let exchange = Exchange::begin(request, turn, &self.metrics, &mut given_back);
+                        let exchange =
+                            Exchange::begin(request, turn, (&self.metrics, &self.log), &mut given_back);
                         if let Some(exchange) = exchange {
                             (self.handler)(exchange);
                         }

@@ -65,6 +65,7 @@ pub(crate) struct Exchange<'a> {
     turn: Turn,
     has_body: bool,
     metrics: &'a Metrics,
+    log: &'a Log,
     /// Takes the turn when the connection goes on.
     next: &'a mut Option<Turn>,
 }
@@ -74,16 +75,17 @@ impl<'a> Exchange<'a> {
     fn begin(
         request: Request,
         turn: Turn,
-        metrics: &'a Metrics,
+        (metrics, log): (&'a Metrics, &'a Log),
         next: &'a mut Option<Turn>,
     ) -> Option<Exchange<'a>> {
         match call::judge(&request, turn.peer()) {
             Ok(call) => {
                 let has_body = has_body_to_come(&request);
-                Some(Exchange { call, request, turn, has_body, metrics, next })
+                Some(Exchange { call, request, turn, has_body, metrics, log, next })
             }
             Err(refusal) => {
-                metrics.refusals.add(1);
+                let path = request.url().split('?').next().unwrap_or_default();
+                tell_refusal((metrics, log), (request.method(), path), (turn.peer(), None), &refusal);
                 turn.refuse(request, &refusal.last_bytes());
                 None
             }
@@ -110,7 +112,9 @@ impl<'a> Exchange<'a> {
     /// connection: whoever may not write cannot keep a thread waiting for what he sends.
     pub fn answer(self, answer: Answer) {
         if answer.status >= 400 {
-            self.metrics.refusals.add(1);
+            let Call { method, path, peer, forwarded_for, .. } = &self.call;
+            let from = (*peer, forwarded_for.as_deref());
+            tell_refusal((self.metrics, self.log), (method, path), from, &answer);
         }
         if self.has_body {
             return self.turn.refuse(self.request, &answer.last_bytes());
@@ -141,5 +145,27 @@ impl<'a> Exchange<'a> {
     fn framing(&self) -> Framing {
         let Call { is_http_1_0, is_last, .. } = self.call;
         Framing { is_http_1_0, is_head: self.call.method == Method::Head, is_last }
+    }
+}
+
+/// Counts a refusal, and logs that of a write: whoever has a sensor that is not heard looks there. The query is left out,
+/// because it may hold a token.
+fn tell_refusal(
+    (metrics, log): (&Metrics, &Log),
+    (method, path): (&Method, &str),
+    (peer, claim): (SocketAddr, Option<&str>),
+    answer: &Answer,
+) {
+    /// Of what the peer says. A line is one line, and not long.
+    const MOST: usize = 80;
+    metrics.refusals.add(1);
+    if !matches!(method, Method::Get | Method::Head | Method::Options) {
+        log.refusal(|| {
+            let short = |text: &str| text.escape_debug().take(MOST).collect::<String>();
+            let asked = short(&format!("{method} {path}"));
+            let claim =
+                claim.map(|claim| format!(" (forwarded_for \"{}\")", short(claim))).unwrap_or_default();
+            format!("{asked} from {peer}{claim} was refused: {} {}", answer.status, answer.reason())
+        });
     }
 }

@@ -98,6 +98,7 @@ pub(crate) struct Arrival {
     pub head: Vec<u8>,
     pub address: SocketAddr,
     pub user_agent: Option<String>,
+    pub forwarded_for: Option<String>,
     pub until: Until,
     pub seat: Seat,
 }
@@ -114,7 +115,7 @@ pub(crate) struct Until {
 impl Client {
     /// A client that is catching up from `place`. Its stream begins with its HTTP head and, where it resumes, `hello`.
     pub fn new(id: u64, topic: Audience, place: Place, arrival: Arrival, hello: Option<&Chunk>) -> Client {
-        let Arrival { wire, chunked, head, address, user_agent, until, seat } = arrival;
+        let Arrival { wire, chunked, head, address, user_agent, forwarded_for, until, seat } = arrival;
         let now = Instant::now();
         let mut stream = Stream {
             wire: Some(wire),
@@ -146,6 +147,7 @@ impl Client {
             events: 0,
             bytes: 0,
             user_agent,
+            forwarded_for,
         };
         let (is_live, stream, about) = (AtomicBool::new(false), Mutex::new(stream), Box::new(about));
         Client { is_live, stream, about }
@@ -428,6 +430,9 @@ pub struct ClientStatus {
     pub bytes: u64,
     /// What it calls itself, 256 letters of it at most.
     pub user_agent: Option<String>,
+    /// Whom a proxy on this machine says it asks for: its `X-Forwarded-For`, 256 letters of it at most. It is a claim, and is
+    /// shown only.
+    pub forwarded_for: Option<String>,
 }
 
 #[cfg(test)]
@@ -489,6 +494,7 @@ mod tests {
             head: b"HTTP/1.1 200 OK\r\n\r\n".to_vec(),
             address,
             user_agent: None,
+            forwarded_for: None,
             until: Until { events: None, idle: None },
             seat: Seats::new(1, 0).take(address.ip()).expect("the only one"),
         };

@@ -195,7 +195,13 @@ impl Hub {
         self.log.line(|| {
             let topic = client.about.topic.as_ref().map(|topic| format!("/{}", topic.as_str()));
             let path = topic.unwrap_or_default();
-            format!("client {} at {} connected to /events{path}", client.about.id, client.about.address)
+            let claim =
+                client.about.forwarded_for.as_ref().map(|claim| format!(" (forwarded_for {claim:?})"));
+            let claim = claim.unwrap_or_default();
+            format!(
+                "client {} at {}{claim} connected to /events{path}",
+                client.about.id, client.about.address
+            )
         });
         match self.catch_up(&client) {
             Progress::Gone(end) => self.remove(&client, end),

@@ -5,25 +5,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::config::Origin;
+use crate::config::{Config, Origin};
 use crate::http::{Answer, Call, Method};
 use crate::server::answers;
 use crate::server::route::Route;
-use crate::token::Token;
 
-/// The rules that were configured.
-pub(crate) struct Rules {
-    /// Other machines may write without a token.
-    pub is_open: bool,
-    pub publish_token: Option<Token>,
-    pub subscribe_token: Option<Token>,
-    /// The origins whose pages may read and write.
-    pub origins: Vec<Origin>,
-}
-
-impl Rules {
+impl Config {
     /// Refuses a call that may not do what it asks for.
-    pub fn check(&self, call: &Call, route: &Route) -> Result<(), Answer> {
+    pub(super) fn check(&self, call: &Call, route: &Route) -> Result<(), Answer> {
         match (route, &call.method) {
             (_, Method::Options) | (Route::Health | Route::Metrics | Route::Page | Route::Lab, _) => Ok(()),
             (Route::Events(_) | Route::State(_), Method::Get | Method::Head) => self.check_reader(call),
@@ -36,7 +25,7 @@ impl Rules {
     /// browser, the origin that it reads from.
     fn check_reader(&self, call: &Call) -> Result<(), Answer> {
         let Some(token) = &self.subscribe_token else {
-            let is_for_this_machine = self.publish_token.is_none() && !self.is_open && is_local(call);
+            let is_for_this_machine = self.publish_token.is_none() && !self.open && is_local(call);
             // A browser always says what host it asks for.
             if is_for_this_machine && call.host.as_deref().is_some_and(|host| !is_loopback_host(host)) {
                 let text = "without a token this is read as localhost or 127.0.0.1 alone, for any website's name can be \
@@ -69,7 +58,7 @@ impl Rules {
             }
             let text = "this needs the publish token: Authorization: Bearer TOKEN";
             return Err(answers::unauthorized(text));
-        } else if self.is_open {
+        } else if self.open {
             return Ok(());
         } else if !is_local(call) {
             "this is for the server's own machine alone; see --publish-token and --open"
@@ -85,12 +74,12 @@ impl Rules {
 
     /// The headers that tell a browser what a page of another origin may do: nothing, unless the origin is listed.
     /// `preflight` is the route that a browser asks about before it sends the page's request.
-    pub fn cors_headers(
+    pub(super) fn cors_headers(
         &self,
         call: &Call,
         preflight: Option<&Result<Route, Answer>>,
     ) -> Vec<(&'static str, String)> {
-        if self.origins.is_empty() {
+        if self.allow_origin.is_empty() {
             return Vec::new();
         }
         // An answer for one origin must not be kept for another.
@@ -113,7 +102,7 @@ impl Rules {
     }
 
     fn listed(&self, origin: &str) -> Option<&Origin> {
-        self.origins.iter().find(|listed| listed.as_str().eq_ignore_ascii_case(origin))
+        self.allow_origin.iter().find(|listed| listed.as_str().eq_ignore_ascii_case(origin))
     }
 }
 

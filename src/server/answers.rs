@@ -94,9 +94,10 @@ pub(super) fn client_json(client: &ClientStatus) -> String {
     let topic = to_json(&Value::from(client.topic.as_ref().map(Topic::as_str)));
     let state = client.state();
     let last_event_id = to_json(&Value::from(client.last_event_id.map(|id| id.to_string())));
-    let user_agent = to_json(&Value::from(client.user_agent.as_deref()));
+    let [user_agent, forwarded_for] =
+        [&client.user_agent, &client.forwarded_for].map(|text| to_json(&Value::from(text.as_deref())));
     format!(
-        r#"{{"id":{id},"address":{address},"topic":{topic},"state":"{state}","connected_at":{connected_at_ms},"last_event_id":{last_event_id},"events":{events},"bytes":{bytes},"user_agent":{user_agent}}}"#
+        r#"{{"id":{id},"address":{address},"topic":{topic},"state":"{state}","connected_at":{connected_at_ms},"last_event_id":{last_event_id},"events":{events},"bytes":{bytes},"user_agent":{user_agent},"forwarded_for":{forwarded_for}}}"#
     )
 }
 

@@ -38,15 +38,16 @@ pub struct Capacity {
 }
 
 /// ```text
-/// 984 at most (descriptors carry 984, memory 61000); 64 requests at once
+/// 984 at most, for more files cannot be open (ulimit -n); 64 requests at once
 /// ```
 impl fmt::Display for Capacity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at most (descriptors carry {}", self.clients, self.by_descriptors)?;
-        if let Some(clients) = self.by_memory {
-            write!(f, ", memory {clients}")?;
-        }
-        write!(f, "); {} requests at once", self.requests)
+        let reason = match self.clients {
+            clients if self.by_memory == Some(clients) => "for there is no free memory for more",
+            clients if self.by_descriptors == clients => "for more files cannot be open (ulimit -n)",
+            _ => "as --max-clients says",
+        };
+        write!(f, "{} at most, {reason}; {} requests at once", self.clients, self.requests)
     }
 }
 
@@ -186,7 +187,14 @@ mod tests {
             by_memory: Some(70),
             ..Capacity { clients: 3, by_descriptors: 9, by_memory: None, requests: 64 }
         };
-        assert_eq!(text.to_string(), "3 at most (descriptors carry 9, memory 70); 64 requests at once");
+        assert_eq!(text.to_string(), "3 at most, as --max-clients says; 64 requests at once");
+        let text = Capacity { clients: 9, ..text };
+        assert_eq!(
+            text.to_string(),
+            "9 at most, for more files cannot be open (ulimit -n); 64 requests at once"
+        );
+        let text = Capacity { by_descriptors: 99, clients: 70, ..text };
+        assert_eq!(text.to_string(), "70 at most, for there is no free memory for more; 64 requests at once");
     }
 
     #[test]

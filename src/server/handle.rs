@@ -274,7 +274,7 @@ impl Server {
     ///     assert!(ureq::get(&url).call().is_err(), "refused");
     ///     server.patch(None, json!({"door": "open"})).unwrap();
     /// })?;
-    /// assert_eq!(ureq::get(&url).call()?.body_mut().read_to_string()?, r#"{"door":"open"}"#);
+    /// assert_eq!(ureq::get(&url).call()?.body_mut().read_to_string()?, "{\"door\":\"open\"}\n");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///

@@ -16,7 +16,7 @@ mod saver;
 
 use crossbeam_channel::bounded;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ const IDLE: Duration = Duration::from_secs(75);
 /// let server = statecast::Server::start(statecast::Config::default())?;
 /// let url = format!("http://{}/state", server.address());
 /// ureq::patch(&url).send(r#"{"temp":21.5}"#).unwrap();
-/// assert_eq!(ureq::get(&url).call().unwrap().body_mut().read_to_string().unwrap(), r#"{"temp":21.5}"#);
+/// assert_eq!(server.state(), serde_json::json!({"temp": 21.5}));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Server {
@@ -123,9 +123,11 @@ impl Prepared {
             || "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
             KeptFile::describe,
         );
-        let (addresses, grace) = (config.listen.clone(), config.grace);
+        let (addresses, grace, save_every) = (config.listen.clone(), config.grace, config.save_every);
         let limits = limits(&config, capacity);
-        let listen = listener(Site::new(Arc::clone(&hub), pages, config), limits, log.clone());
+        let is_failing = Arc::default();
+        let site = Site::new(Arc::clone(&hub), pages, Arc::clone(&is_failing), config);
+        let listen = listener(site, limits, log.clone());
         // From here on an error drops the server, which stops what has been started.
         let mut server = Server {
             address: SocketAddr::from(([0; 4], 0)),
@@ -139,7 +141,8 @@ impl Prepared {
             kept,
         };
         if let Some(file) = file {
-            server.saver = Some(Saver::start(file, hub, (ring_changed, changed), log)?);
+            server.saver =
+                Some(Saver::start(file, hub, (ring_changed, changed), save_every, is_failing, log)?);
         }
         let listener = (server.listen)(&addresses)?;
         server.address = listener.address();
@@ -166,10 +169,21 @@ fn listener(site: Site, limits: Limits, log: Log) -> Box<Listen> {
         let (metrics, site) = (Arc::clone(&site.hub.metrics), Arc::clone(&site));
         let handle = move |exchange: Exchange| site.handle(exchange);
         http::listen(addresses, &limits, log.clone(), metrics, handle).map_err(|error| {
+            let hint = free_port_near(addresses, &error);
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            io::Error::new(error.kind(), format!("--listen {}: {error}", addresses.join(", ")))
+            io::Error::new(error.kind(), format!("--listen {}: {error}{hint}", addresses.join(", ")))
         })
     })
+}
+
+/// For whoever wants a port that somebody has: the next one that is free.
+fn free_port_near(addresses: &[SocketAddr], error: &io::Error) -> String {
+    let taken = addresses.first().filter(|_| error.kind() == io::ErrorKind::AddrInUse);
+    let free = taken.and_then(|taken| {
+        let mut ports = (taken.port()..u16::MAX).map(|port| SocketAddr::new(taken.ip(), port + 1)).take(100);
+        ports.find(|address| TcpListener::bind(address).is_ok())
+    });
+    free.map_or(String::new(), |address| format!("; try --listen {address}"))
 }
 
 impl Server {
@@ -179,10 +193,17 @@ impl Server {
         self.address
     }
 
-    /// Where it is, as a URL without a slash at its end: `http://127.0.0.1:40123`.
+    /// Where it is, as a URL without a slash at its end: `http://127.0.0.1:40123`. Of a server that listens at every address
+    /// of this machine it is the one that this machine calls its own.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let mut address = self.address;
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        format!("http://{address}")
     }
 
     /// How many clients it takes at once, and why no more.
@@ -219,13 +240,13 @@ impl Server {
         // What is refused from here on need not be saved; all else is, while streams and requests are ended.
         self.hub.begin_stop();
         if let Some(saver) = &self.saver {
-            saver.begin_stop();
+            saver.begin_stop(now + self.grace * 15 / 16);
         }
         threads.stop(&self.hub, now + self.grace * 3 / 4);
         if let Some(listener) = self.listener.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             listener.stop(now + self.grace * 7 / 8);
         }
-        self.saver.take().map_or(Ok(()), |saver| saver.wait(now + self.grace * 15 / 16))
+        self.saver.take().map_or(Ok(()), |saver| saver.wait())
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The one rule: a refusal says in JSON what was wrong and what would be right, and echoes nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::config::Config;
@@ -12,7 +13,6 @@ use crate::hub::client::{Arrival, Until};
 use crate::hub::history::{Audience, EventData};
 use crate::lock::lock;
 use crate::seats::Seat;
-use crate::server::access::Rules;
 use crate::server::answers;
 use crate::server::lab::Lab;
 use crate::server::pages::{Found, Pages, with_slash};
@@ -24,9 +24,9 @@ use crate::units::duration;
 pub(super) struct Site {
     pub hub: Arc<Hub>,
     pages: Pages,
-    rules: Rules,
-    max_body: usize,
-    max_document: usize,
+    config: Config,
+    /// Set while the document cannot be saved.
+    is_failing: Arc<AtomicBool>,
     /// Held by whoever makes a document of a large body: it takes many times the body's memory, for a moment.
     large_bodies: Mutex<()>,
     /// With `--lab` only.
@@ -40,29 +40,22 @@ enum Reply {
 }
 
 impl Site {
-    pub fn new(hub: Arc<Hub>, pages: Pages, config: Config) -> Site {
-        let rules = Rules {
-            is_open: config.open,
-            publish_token: config.publish_token,
-            subscribe_token: config.subscribe_token,
-            origins: config.allow_origin,
-        };
-        let (max_body, max_document) = (config.max_body_bytes, config.max_document_bytes);
+    pub fn new(hub: Arc<Hub>, pages: Pages, is_failing: Arc<AtomicBool>, config: Config) -> Site {
         let lab = config.lab.then(Arc::default);
-        Site { hub, pages, rules, max_body, max_document, large_bodies: Mutex::new(()), lab }
+        Site { hub, pages, config, is_failing, large_bodies: Mutex::new(()), lab }
     }
 
     /// Answers one request, or begins a stream.
     pub fn handle(&self, mut exchange: Exchange) {
         let call = exchange.call();
         let route = Route::of(&call.path).and_then(|route| {
-            self.rules.check(call, &route)?;
+            self.config.check(call, &route)?;
             check_kind_of_body(call, &route)?;
             Ok(route)
         });
-        let cors = self.rules.cors_headers(call, (call.method == Method::Options).then_some(&route));
+        let cors = self.config.cors_headers(call, (call.method == Method::Options).then_some(&route));
         let reply = route.and_then(|route| {
-            let body = exchange.body(self.max_body)?;
+            let body = exchange.body(self.config.max_body_bytes)?;
             self.respond(exchange.call(), route, &body)
         });
         match reply {
@@ -77,6 +70,9 @@ impl Site {
     fn respond(&self, call: &Call, route: Route, body: &[u8]) -> Result<Reply, Answer> {
         use Method::{Delete, Get, Head, Options, Patch, Post, Put};
         let hub = &self.hub;
+        if matches!(route, Route::Events(_)) {
+            check_parameters(call)?;
+        }
         let answer = match (route, &call.method) {
             (route, Options) => self.options(&route),
             (Route::Events(audience), Get) => return self.admit(call, audience),
@@ -95,6 +91,9 @@ impl Site {
             }
             (Route::Lab, Get | Head) => self.lab().map(|_| Lab::list())?,
             (Route::Fault(client, name), Post) => self.lab()?.switch_on(hub, client, &name, call)?,
+            (Route::Health, Get | Head) if self.is_failing.load(Ordering::Relaxed) => {
+                return Err(Answer::refusal(503, "the document cannot be saved; the log says why"));
+            }
             (Route::Health, Get | Head) => Answer::text("text/plain", "ok\n".into()),
             (Route::Metrics, Get | Head) => {
                 let (clients, history) = hub.size();
@@ -156,7 +155,8 @@ impl Site {
         const LARGE_BODY: usize = 16 << 10;
         let _one_at_a_time = (body.len() > LARGE_BODY).then(|| lock(&self.large_bodies));
         let is_delete = call.method == Method::Delete;
-        let mut value = if is_delete { None } else { Some(document::parse(body, self.max_document)?) };
+        let mut value =
+            if is_delete { None } else { Some(document::parse(body, self.config.max_document_bytes)?) };
         let id = self.hub.write(|document| {
             if call.conditions.are_any() {
                 let tag = document.changed(topic).map(tag);
@@ -181,7 +181,7 @@ impl Site {
         // An event has no tag that one could name.
         call.conditions.judge_write(Some("")).map_err(answers::failed)?;
         if call.is_json {
-            document::parse(body, self.max_document)?;
+            document::parse(body, self.config.max_document_bytes)?;
         }
         let text = String::from_utf8(document::without_mark(body).to_vec()).map_err(|_| {
             let text = "the body is not UTF-8; an event's data is, and compression is not spoken";
@@ -198,8 +198,8 @@ impl Site {
         (until, seat): (Until, Seat),
         cors: Vec<(&'static str, String)>,
     ) {
-        /// Of a client's name. It is kept for as long as the client is there.
-        const MAX_USER_AGENT: usize = 256;
+        /// Of what a client says of itself. It is kept for as long as the client is there.
+        const MAX_SAID: usize = 256;
         let call = exchange.call();
         let header = call.last_event_id.as_deref().filter(|id| !id.is_empty());
         // A browser's own reconnect sends the header, and it is newer than the query its page was made with.
@@ -208,11 +208,12 @@ impl Site {
             .or_else(|| call.parameter("last_event_id"))
             .and_then(|id| id.parse::<EventId>().ok());
         // Headers are ASCII: any place is one between letters.
-        let user_agent =
-            call.user_agent.as_deref().map(|name| name[..name.len().min(MAX_USER_AGENT)].to_owned());
+        let said =
+            |text: &Option<String>| text.as_deref().map(|text| text[..text.len().min(MAX_SAID)].to_owned());
+        let (user_agent, forwarded_for) = (said(&call.user_agent), said(&call.forwarded_for));
         let (chunked, address) = (!call.is_http_1_0, call.peer);
         let (wire, head) = exchange.stream(&answers::stream_head().with_all(cors));
-        let arrival = Arrival { wire, chunked, head, address, user_agent, until, seat };
+        let arrival = Arrival { wire, chunked, head, address, user_agent, forwarded_for, until, seat };
         let arrival = match &self.lab {
             Some(lab) => lab.wrap(arrival),
             None => arrival,
@@ -239,6 +240,21 @@ fn check_kind_of_body(call: &Call, route: &Route) -> Result<(), Answer> {
         return Err(Answer::refusal(415, text).with("Accept-Patch", MERGE_PATCH));
     }
     Ok(())
+}
+
+/// Refuses a parameter that is none: a mistyped one would be ignored, and nobody would know why.
+fn check_parameters(call: &Call) -> Result<(), Answer> {
+    let (known, text): (&[&str], _) = match call.method {
+        Method::Get | Method::Head => (
+            // The lab's redirects lead to the last one.
+            &["max_events", "idle", "lastEventId", "last_event_id", "token", "redirected"],
+            "a stream has the parameters max_events, idle, lastEventId and token",
+        ),
+        Method::Post => (&["event"], "an event has the parameter event, its name"),
+        _ => return Ok(()),
+    };
+    let is_known = |(name, _): &(String, String)| known.contains(&name.as_str());
+    if call.query.iter().all(is_known) { Ok(()) } else { Err(Answer::refusal(400, text)) }
 }
 
 /// When the stream is to end by itself.

@@ -1,10 +1,11 @@
 //! The thread that saves the document to its file.
 //!
-//! It saves at most once a second and when the server stops, so that an SD card lives long. The one rule: nobody waits
+//! It saves at most once a second, or as `--save-every` says, and when the server stops, so that an SD card lives long. The one rule: nobody waits
 //! for the disk longer than he said he would; the thread may stand still in it for as long as it likes.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,9 +19,6 @@ use crate::log::Log;
 use crate::server::kept_file::{KeptFile, about};
 use crate::sse::event::EventId;
 
-/// Between two saves.
-const PAUSE: Duration = Duration::from_secs(1);
-
 /// The saver; a clone is the same one.
 #[derive(Clone)]
 pub(crate) struct Saver(Arc<Saving>);
@@ -30,6 +28,10 @@ struct Saving {
     named: PathBuf,
     hub: Arc<Hub>,
     log: Log,
+    /// Between two saves.
+    pause: Duration,
+    /// Set while saving fails.
+    is_failing: Arc<AtomicBool>,
     /// Rung by the hub, too.
     bell: Sender<()>,
     state: Mutex<Save>,
@@ -42,7 +44,8 @@ struct Save {
     saved: EventId,
     /// Why the last save failed, if it did.
     fault: Option<(ErrorKind, String)>,
-    is_stopping: bool,
+    /// The end of the wait for a stop that has begun.
+    stop_by: Option<Instant>,
     has_ended: bool,
 }
 
@@ -52,13 +55,16 @@ impl Saver {
         file: KeptFile,
         hub: Arc<Hub>,
         (bell, rung): (Sender<()>, Receiver<()>),
+        pause: Duration,
+        is_failing: Arc<AtomicBool>,
         log: Log,
     ) -> io::Result<Saver> {
         // What was read at the start need not be saved.
         let saved = hub.read(Document::last_change);
-        let state = Mutex::new(Save { saved, fault: None, is_stopping: false, has_ended: false });
+        let state = Mutex::new(Save { saved, fault: None, stop_by: None, has_ended: false });
         let named = file.named().to_owned();
-        let shared = Arc::new(Saving { named, hub, log, bell, state, told: Condvar::new() });
+        let shared =
+            Arc::new(Saving { named, hub, log, pause, is_failing, bell, state, told: Condvar::new() });
         let of_thread = Arc::clone(&shared);
         thread::Builder::new().name("saver".into()).spawn(move || {
             of_thread.run(file, &rung);
@@ -67,20 +73,23 @@ impl Saver {
     }
 
     /// Saves what has changed, now and not later, and ends. Returns at once; the document may not change any more.
-    pub fn begin_stop(&self) {
-        lock(&self.0.state).is_stopping = true;
+    /// Nobody waits for it beyond `deadline`.
+    pub fn begin_stop(&self, deadline: Instant) {
+        lock(&self.0.state).stop_by = Some(deadline);
         self.0.told.notify_all();
         // Full: it rings already.
         self.0.bell.try_send(()).ok();
     }
 
-    /// Waits for the end of that until `deadline`.
+    /// Waits for the end of the stop, until its deadline.
     ///
     /// # Errors
     /// What the file lacks then, and why. The thread goes on if it is the disk that takes its time.
-    pub fn wait(&self, deadline: Instant) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.0.told.wait_timeout_while(lock(&self.0.state), left, |state| !state.has_ended);
+    pub fn wait(&self) -> io::Result<()> {
+        let has_begun = self.0.told.wait_while(lock(&self.0.state), |state| state.stop_by.is_none());
+        let state = has_begun.unwrap_or_else(PoisonError::into_inner);
+        let left = state.stop_by.map_or(Duration::ZERO, |end| end.saturating_duration_since(Instant::now()));
+        let waited = self.0.told.wait_timeout_while(state, left, |state| !state.has_ended);
         let state = waited.unwrap_or_else(PoisonError::into_inner).0;
         let (saved, last) = (state.saved, self.0.hub.read(Document::last_change));
         if saved == last {
@@ -99,9 +108,9 @@ impl Saving {
     fn run(&self, mut file: KeptFile, rung: &Receiver<()>) {
         loop {
             let is_faulty = lock(&self.state).fault.is_some();
-            rung.recv_timeout(if is_faulty { PAUSE } else { Duration::MAX }).ok();
+            rung.recv_timeout(if is_faulty { self.pause } else { Duration::MAX }).ok();
             self.save(&mut file);
-            if self.stops_within(PAUSE) {
+            if self.stops_within(self.pause) {
                 break;
             }
         }
@@ -113,8 +122,8 @@ impl Saving {
     }
 
     fn stops_within(&self, pause: Duration) -> bool {
-        let waited = self.told.wait_timeout_while(lock(&self.state), pause, |state| !state.is_stopping);
-        waited.unwrap_or_else(PoisonError::into_inner).0.is_stopping
+        let waited = self.told.wait_timeout_while(lock(&self.state), pause, |state| state.stop_by.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.stop_by.is_some()
     }
 
     fn save(&self, file: &mut KeptFile) {
@@ -129,6 +138,7 @@ impl Saving {
         }
         let path = self.named.display();
         let mut state = lock(&self.state);
+        self.is_failing.store(saved.is_err(), Ordering::Relaxed);
         match saved {
             Ok(()) => {
                 state.saved = id;
@@ -138,7 +148,7 @@ impl Saving {
             }
             Err(error) => {
                 self.hub.metrics.save_faults.add(1);
-                // Said once: it is tried every second.
+                // Said once: it is tried again and again.
                 if state.fault.is_none() {
                     self.log.line(|| format!("the document cannot be saved to {path}: {error}"));
                 }

@@ -580,7 +580,7 @@ impl Process {
         });
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("text");
-        let address = line.split('/').nth(2).and_then(|address| address.parse().ok());
+        let address = line.trim_end().split('/').nth(2).and_then(|address| address.parse().ok());
         let address = address.unwrap_or_else(|| fail(&format!("the server said {line:?}")));
         let (panics, reasons) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(BTreeMap::new())));
         let (noted, tallied) = (Arc::clone(&panics), Arc::clone(&reasons));
