@@ -9,7 +9,7 @@ use statecast::{Config, Server};
 fn next_temperature(url: &str) -> Option<String> {
     let mut stream = ureq::get(format!("{url}/events/kitchen?max_events=2")).call().ok()?;
     let text = stream.body_mut().read_to_string().ok()?;
-    text.lines().filter_map(|line| line.strip_prefix("data: ")).last().map(str::to_owned)
+    text.lines().rev().find_map(|line| line.strip_prefix("data: ")).map(str::to_owned)
 }
 
 #[test]

@@ -3,9 +3,8 @@
 //! `main` calls it. The one rule: the main thread does nothing that may take time, neither disk nor terminal, so that a
 //! signal is heard at every moment; and no signal, however many come, loses what a client was told is done.
 
-use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix;
 use std::os::unix::ffi::OsStrExt;
@@ -108,12 +107,15 @@ fn network(listens: SocketAddr) -> String {
         return String::new();
     }
     let text = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let ours = lines.windows(2).filter(|pair| pair[1].starts_with("/32 host LOCAL"));
-    let addresses: BTreeSet<Ipv4Addr> =
-        ours.filter_map(|pair| pair[0].strip_prefix("|-- ")?.parse().ok()).collect();
-    let others = addresses.iter().filter(|address| !address.is_loopback());
-    let urls: Vec<String> = others.map(|address| format!("http://{address}:{}", listens.port())).collect();
+    let (mut urls, mut leaf) = (Vec::new(), "");
+    for line in text.lines().map(str::trim) {
+        leaf = line.strip_prefix("|-- ").unwrap_or(leaf);
+        let url = format!("http://{leaf}:{}", listens.port());
+        // The table has each address twice.
+        if line.starts_with("/32 host LOCAL") && !leaf.starts_with("127.") && !urls.contains(&url) {
+            urls.push(url);
+        }
+    }
     let urls =
         if urls.is_empty() { "this machine has no address there yet".to_owned() } else { urls.join(" ") };
     format!("  network:  {urls}\n")

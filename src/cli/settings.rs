@@ -3,7 +3,6 @@
 //! `options` has the table of the server, `commands` has those of the clients. The one rule: an error is one line that
 //! says what would be right, and it never shows a secret.
 
-use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -127,7 +126,7 @@ pub(crate) fn read<T>(
     mut target: T,
     mut arguments: lexopt::Parser,
 ) -> Result<Read<T>, String> {
-    let (mut words, mut given) = (Vec::new(), HashSet::new());
+    let (mut words, mut given) = (Vec::new(), Vec::new());
     while let Some(argument) = arguments.next().map_err(|error| error.to_string())? {
         match argument {
             lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => return Ok(Read::Help),
@@ -147,9 +146,10 @@ pub(crate) fn read<T>(
                 setting.set_to(&mut target, &value, &flag)?;
                 // A file is another way to give the same.
                 let what = setting.name.trim_end_matches("-file");
-                if !given.insert(what) && !matches!(setting.set, Set::List(..)) {
+                if given.contains(&what) && !matches!(setting.set, Set::List(..)) {
                     return Err(format!("--{what} is given twice: which one counts?"));
                 }
+                given.push(what);
             }
             lexopt::Arg::Value(word) => words.push(word),
             lexopt::Arg::Short(letter) => {

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use statecast::{EventSource, Replica};
 
-/// Follows the server at that URL.
-pub fn follow(url: &str) -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn follow(url: &str) -> Result<(), Box<dyn std::error::Error>> {
     let replica = Replica::follow(EventSource::new(&format!("{url}/events/kitchen"))?)?;
     let is_warm = |kitchen: &serde_json::Value| kitchen["temp"].as_f64() > Some(20.0);
     println!("it is warm: {}", replica.wait_until(is_warm, Duration::from_secs(60))?);
