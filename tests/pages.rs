@@ -4,8 +4,8 @@
 
 mod support;
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -175,6 +175,56 @@ fn dot_files_and_folders_are_not_there_however_they_are_written() {
     // A link is its owner's word: a mounted volume keeps its files behind such ones.
     symlink("..data/page.html", site.public("page.html")).unwrap();
     assert_eq!(site.raw("/page.html").1, "public");
+}
+
+#[test]
+fn a_folder_without_the_script_has_the_built_in_one_and_nothing_else_of_the_built_in_page() {
+    let site = Site::serve("script", &["mine.html", "sub/page.html"]);
+    let plain = start();
+    for script in ["/statecast.js", "/statecast.mjs"] {
+        let (here, there) = (get(site.server.address(), script), get(plain.address(), script));
+        assert_eq!((here.status, &here.body), (200, &there.body), "{script}");
+        assert_eq!(here.header("ETag"), there.header("ETag"), "{script}");
+        assert_eq!(here.header("Content-Type"), Some("text/javascript; charset=utf-8"), "{script}");
+    }
+    let others = ["/", "/index.html", "/page.js", "/style.css", "/sub/statecast.js", "/statecast.js/"];
+    for target in others {
+        assert_eq!(site.status(target), (404, None), "{target}");
+    }
+}
+
+#[test]
+fn a_script_that_the_folder_has_is_served_and_not_the_built_in_one() {
+    let site = Site::serve("own-script", &["statecast.js", "statecast.mjs/index.html"]);
+    assert_eq!(site.raw("/statecast.js").1, "public");
+    assert_eq!(site.status("/statecast.mjs"), (301, Some("statecast.mjs/".to_owned())));
+    // What may not be read is there all the same.
+    if !is_root() {
+        fs::set_permissions(site.public("statecast.js"), Permissions::from_mode(0o0)).unwrap();
+        assert_eq!(site.status("/statecast.js"), (404, None));
+    }
+}
+
+#[test]
+fn the_pages_of_a_folder_run_their_own_scripts_and_the_built_in_page_runs_none_that_is_inline() {
+    let site = Site::serve("policy", &["index.html"]);
+    let policy = |address| {
+        let policy = get(address, "/").header("Content-Security-Policy").unwrap().to_owned();
+        policy.split("; ").map(str::to_owned).collect::<Vec<_>>()
+    };
+    let of_folder = policy(site.server.address());
+    for rule in [
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline'",
+        "script-src-attr 'none'",
+        "style-src 'self' 'unsafe-inline'",
+        "frame-ancestors 'self'",
+    ] {
+        assert!(of_folder.iter().any(|other| other == rule), "{rule}: {of_folder:?}");
+    }
+    let built_in = policy(start().address());
+    assert!(built_in.iter().any(|rule| rule == "script-src 'self'"), "{built_in:?}");
+    assert!(!built_in.concat().contains("unsafe"), "{built_in:?}");
 }
 
 #[test]

@@ -15,7 +15,23 @@ use page::*;
 use serde_json::{Value, json};
 use statecast::{Config, Server};
 use support::*;
-use webdriver::Browser;
+use webdriver::{Browser, OTHER_NAME, tests_in_browsers};
+
+tests_in_browsers! {
+    eight_tabs_are_one_client_and_when_the_leader_dies_nothing_is_lost_or_shown_twice: chromium, firefox;
+    eight_tabs_without_a_secure_context_are_one_client_too_and_nothing_is_lost_or_shown_twice: chromium, firefox;
+    a_leader_that_is_stuck_loses_the_connection_and_follows_when_it_wakes: chromium;
+    a_leader_without_a_secure_context_that_is_stuck_follows_when_it_wakes_too: chromium;
+    two_leaders_at_once_without_a_secure_context_show_each_event_once_and_become_one: chromium, firefox;
+    many_that_begin_or_lose_their_leader_at_once_without_a_secure_context_agree_on_one: chromium, firefox;
+    a_frozen_leader_is_succeeded_and_follows_when_it_thaws: chromium, firefox;
+    a_tab_that_joins_late_has_the_document_and_the_events_it_asks_for_without_a_connection_of_its_own: chromium, firefox;
+    a_tab_that_follows_can_ask_for_another_connection_and_tabs_of_a_topic_have_their_own: chromium, firefox;
+    a_connection_ends_with_close_and_so_does_its_lock: chromium, firefox, webkit;
+}
+
+/// Between heartbeats: it is when it writes that a server notices that a client is gone.
+const OFTEN: Duration = Duration::from_millis(200);
 
 /// A browser, a server, and the URL of its page there: of a secure context or of none.
 struct Place {
@@ -28,14 +44,19 @@ struct Place {
 
 impl Place {
     /// On a loopback address, where there are Web Locks.
-    fn secure(configure: impl FnOnce(&mut Config)) -> Place {
+    fn secure(browser: &str, configure: impl FnOnce(&mut Config)) -> Place {
         let server = start_with(configure);
         let address = server.address();
-        Place { browser: Browser::start(), _server: server, address, url: format!("http://{address}/") }
+        Place {
+            browser: Browser::start_named(browser),
+            _server: server,
+            address,
+            url: format!("http://{address}/"),
+        }
     }
 
     /// On plain http under a name, as a board in the house has it: a page has no Web Locks there.
-    fn insecure(configure: impl FnOnce(&mut Config)) -> Place {
+    fn insecure(browser: &str, configure: impl FnOnce(&mut Config)) -> Place {
         let server = start_with(|config| {
             config.listen = vec![(Ipv4Addr::UNSPECIFIED, 0).into()];
             // The browser comes from this machine, where a name that is not this machine's reads nothing.
@@ -43,9 +64,9 @@ impl Place {
             configure(config);
         });
         let port = server.address().port();
-        let browser = Browser::start_with(&["--host-resolver-rules=MAP pi.local 127.0.0.1"]);
+        let browser = Browser::start_named(browser);
         let address = (Ipv4Addr::LOCALHOST, port).into();
-        Place { browser, _server: server, address, url: format!("http://pi.local:{port}/") }
+        Place { browser, _server: server, address, url: format!("http://{OTHER_NAME}:{port}/") }
     }
 
     /// Opens the page in so many tabs, and gives them in the order of their opening.
@@ -70,19 +91,15 @@ fn leads(browser: &Browser) -> bool {
     browser.run("return statecast.leads", &[]) == true
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn eight_tabs_are_one_client_and_when_the_leader_dies_nothing_is_lost_or_shown_twice() {
-    let place = Place::secure(|_| {});
+fn eight_tabs_are_one_client_and_when_the_leader_dies_nothing_is_lost_or_shown_twice(browser: &str) {
+    let place = Place::secure(browser, |config| config.heartbeat = OFTEN);
     let tabs = place.open_tabs(8);
     assert_eq!(place.browser.run("return isSecureContext", &[]), true);
     the_leader_dies_and_nothing_is_lost_or_shown_twice(&place, tabs);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn eight_tabs_without_a_secure_context_are_one_client_too_and_nothing_is_lost_or_shown_twice() {
-    let place = Place::insecure(|_| {});
+fn eight_tabs_without_a_secure_context_are_one_client_too_and_nothing_is_lost_or_shown_twice(browser: &str) {
+    let place = Place::insecure(browser, |config| config.heartbeat = OFTEN);
     let tabs = place.open_tabs(8);
     assert_eq!(
         place.browser.run("return [isSecureContext, navigator.locks ?? null]", &[]),
@@ -126,19 +143,15 @@ fn the_leader_dies_and_nothing_is_lost_or_shown_twice(place: &Place, mut tabs: V
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_leader_that_is_stuck_loses_the_connection_and_follows_when_it_wakes() {
-    a_stuck_leader_follows_when_it_wakes(&Place::secure(|config| {
-        config.heartbeat = Duration::from_millis(200);
+fn a_leader_that_is_stuck_loses_the_connection_and_follows_when_it_wakes(browser: &str) {
+    a_stuck_leader_follows_when_it_wakes(&Place::secure(browser, |config| {
+        config.heartbeat = OFTEN;
     }));
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_leader_without_a_secure_context_that_is_stuck_follows_when_it_wakes_too() {
-    a_stuck_leader_follows_when_it_wakes(&Place::insecure(|config| {
-        config.heartbeat = Duration::from_millis(200);
+fn a_leader_without_a_secure_context_that_is_stuck_follows_when_it_wakes_too(browser: &str) {
+    a_stuck_leader_follows_when_it_wakes(&Place::insecure(browser, |config| {
+        config.heartbeat = OFTEN;
     }));
 }
 
@@ -182,10 +195,8 @@ fn a_stuck_leader_follows_when_it_wakes(place: &Place) {
     wait_for_clients(*address, 1);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn two_leaders_at_once_without_a_secure_context_show_each_event_once_and_become_one() {
-    let place = Place::insecure(|config| config.heartbeat = Duration::from_millis(200));
+fn two_leaders_at_once_without_a_secure_context_show_each_event_once_and_become_one(browser: &str) {
+    let place = Place::insecure(browser, |config| config.heartbeat = OFTEN);
     let Place { browser, address, .. } = &place;
     let tabs = place.open_tabs(2);
     // A third that is heard by nobody, so that it takes itself for the first.
@@ -225,10 +236,8 @@ fn two_leaders_at_once_without_a_secure_context_show_each_event_once_and_become_
     assert_eq!(browser.run("return seen", &[]), json!([0, 1]));
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn many_that_begin_or_lose_their_leader_at_once_without_a_secure_context_agree_on_one() {
-    let place = Place::insecure(|config| config.heartbeat = Duration::from_millis(200));
+fn many_that_begin_or_lose_their_leader_at_once_without_a_secure_context_agree_on_one(browser: &str) {
+    let place = Place::insecure(browser, |config| config.heartbeat = OFTEN);
     let Place { browser, address, .. } = &place;
     browser.open(&format!("{}healthz", place.url));
     let begin = "return import('/statecast.js').then(() => {
@@ -251,34 +260,29 @@ fn many_that_begin_or_lose_their_leader_at_once_without_a_secure_context_agree_o
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_frozen_leader_is_succeeded_and_follows_when_it_thaws() {
-    let often = |config: &mut Config| config.heartbeat = Duration::from_millis(200);
-    for place in [Place::secure(often), Place::insecure(often)] {
+fn a_frozen_leader_is_succeeded_and_follows_when_it_thaws(browser: &str) {
+    let often = |config: &mut Config| config.heartbeat = OFTEN;
+    for place in [Place::secure(browser, often), Place::insecure(browser, often)] {
         let Place { browser, address, .. } = &place;
         let tabs = place.open_tabs(2);
         browser.look_at(&tabs[0]);
         assert!(leads(browser));
-        let set_state =
-            |state: &str| browser.devtools("Page.setWebLifecycleState", &json!({ "state": state }));
-        set_state("frozen");
+        let frozen = browser.freeze_tab();
         browser.look_at(&tabs[1]);
         wait_until(|| leads(browser), |leads| *leads);
         patch(*address, "/state", r#"{"n":1}"#);
         wait_for_document(browser, &json!({"n": 1}));
-        browser.look_at(&tabs[0]);
-        set_state("active");
+        browser.thaw_tab(&frozen);
         wait_until(|| leads(browser), |leads| !leads);
         wait_for_document(browser, &json!({"n": 1}));
         wait_for_clients(*address, 1);
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_tab_that_joins_late_has_the_document_and_the_events_it_asks_for_without_a_connection_of_its_own() {
-    for place in [Place::secure(|_| {}), Place::insecure(|_| {})] {
+fn a_tab_that_joins_late_has_the_document_and_the_events_it_asks_for_without_a_connection_of_its_own(
+    browser: &str,
+) {
+    for place in [Place::secure(browser, |_| {}), Place::insecure(browser, |_| {})] {
         let Place { browser, address, url, .. } = &place;
         let address = *address;
         put(address, "/state/kitchen", "1");
@@ -307,12 +311,9 @@ fn a_tab_that_joins_late_has_the_document_and_the_events_it_asks_for_without_a_c
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_tab_that_follows_can_ask_for_another_connection_and_tabs_of_a_topic_have_their_own() {
-    // A server notices that a client is gone when it writes to it.
-    let often = |config: &mut Config| config.heartbeat = Duration::from_millis(200);
-    for place in [Place::secure(often), Place::insecure(often)] {
+fn a_tab_that_follows_can_ask_for_another_connection_and_tabs_of_a_topic_have_their_own(browser: &str) {
+    let often = |config: &mut Config| config.heartbeat = OFTEN;
+    for place in [Place::secure(browser, often), Place::insecure(browser, often)] {
         let Place { browser, address, url, .. } = &place;
         let address = *address;
         let tabs = place.open_tabs(2);
@@ -334,13 +335,11 @@ fn a_tab_that_follows_can_ask_for_another_connection_and_tabs_of_a_topic_have_th
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_connection_ends_with_close_and_so_does_its_lock() {
+fn a_connection_ends_with_close_and_so_does_its_lock(browser: &str) {
     let server = start();
     let address = server.address();
     put(address, "/state/kitchen", "1");
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     // A page with nothing in it.
     browser.open(&format!("http://{address}/healthz"));
     let script = "return import('/statecast.js').then(() => new Promise((resolve) => {

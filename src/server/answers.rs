@@ -10,9 +10,14 @@ use crate::seats::Full;
 use crate::server::pages::Page;
 use crate::sse::event::{EventId, Topic};
 
-/// Everything comes from this server: no inline script, nothing from elsewhere. No other page may frame it.
+/// The built-in page's: everything comes from this server, no inline script, nothing from elsewhere. No page may frame it.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The policy of a folder's pages: they are their owner's, so the scripts and styles in them run. Nothing comes from
+/// elsewhere. No handler in an attribute runs, because a value that was published can bring one into a page.
+const POLICY_OF_A_FOLDER: &str = "default-src 'self'; script-src 'self' 'unsafe-inline'; script-src-attr 'none'; \
+     style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'self'";
 
 /// The answer to a publisher: the event's id.
 pub(super) fn published(id: EventId) -> Answer {
@@ -63,10 +68,14 @@ pub(super) fn stream_head() -> Answer {
 
 /// A page. The browser keeps it, and asks each time whether it has changed.
 pub(super) fn page(page: Page) -> Answer {
+    let policy = match page.content {
+        Content::File { .. } => POLICY_OF_A_FOLDER,
+        _ => CONTENT_SECURITY_POLICY,
+    };
     Answer { content: page.content, ..Answer::empty(200) }
         .with("Content-Type", page.content_type)
         .with("Cache-Control", "no-cache")
-        .with("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        .with("Content-Security-Policy", policy)
         .with("X-Content-Type-Options", "nosniff")
         .with("Referrer-Policy", "no-referrer")
         .with("ETag", page.tag)

@@ -1,7 +1,8 @@
 //! The page: built into the binary, or the files of a folder.
 //!
 //! `server` asks it for a path. The one rule: of a folder it serves plain files inside it and nothing else, however
-//! the path is written, wherever links lead, and whatever changes meanwhile.
+//! the path is written, wherever links lead, and whatever changes meanwhile. Only the script is there for every folder
+//! that has none of its own.
 
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
@@ -48,6 +49,9 @@ const BUILT_IN: [(&str, &[u8]); 5] = [
     ("page.js", include_bytes!("../../public/page.js")),
 ];
 
+/// What a page of a folder may load although the folder lacks it.
+const SCRIPTS: [&str; 2] = ["statecast.js", "statecast.mjs"];
+
 impl Pages {
     /// The built-in page, or those of a folder.
     ///
@@ -66,18 +70,24 @@ impl Pages {
     pub fn find(&self, path: &str) -> Option<Found> {
         let name = path.strip_prefix('/')?;
         match self {
-            Pages::BuiltIn => {
-                let name = if name.is_empty() { "index.html" } else { name };
-                let (_, bytes) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name)?;
-                let mut hasher = DefaultHasher::new();
-                bytes.hash(&mut hasher);
-                let tag = format!("\"{:x}\"", hasher.finish());
-                let content = Content::BuiltIn(bytes);
-                Some(Found::Page(Page { content_type: content_type(name), tag, content }))
-            }
-            Pages::Folder(folder) => find_in(folder, name).ok(),
+            Pages::BuiltIn => built_in(if name.is_empty() { "index.html" } else { name }),
+            Pages::Folder(folder) => match find_in(folder, name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && SCRIPTS.contains(&name) => {
+                    built_in(name)
+                }
+                found => found.ok(),
+            },
         }
     }
+}
+
+fn built_in(name: &str) -> Option<Found> {
+    let (_, bytes) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name)?;
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    let tag = format!("\"{:x}\"", hasher.finish());
+    let page = Page { content_type: content_type(name), tag, content: Content::BuiltIn(bytes) };
+    Some(Found::Page(page))
 }
 
 fn find_in(folder: &Path, name: &str) -> io::Result<Found> {

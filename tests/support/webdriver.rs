@@ -1,99 +1,110 @@
-//! A browser under a test's hands: chromedriver, one session of a headless Chromium, and the few commands needed.
+//! A browser under a test's hands: a driver, one session of a browser that nobody sees, and the few commands needed.
 //!
-//! Each `Browser` is a process of its own, with a folder of its own for everything that it writes. Its end ends the
-//! driver and Chromium and removes the folder, also when the test panics. A command that fails panics with the
-//! driver's words. <https://www.w3.org/TR/webdriver2/>
+//! Chromium, Firefox and `WebKit` are driven by the same protocol; `drivers` knows how each is started. Each `Browser` is a
+//! process of its own, with a folder of its own for everything that it writes. Its end ends the driver and the browser
+//! and removes the folder, also when the test panics. A command that fails panics with the driver's words.
+//! <https://www.w3.org/TR/webdriver2/>
 
-#![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "every test file uses its own part")]
+
+#[path = "drivers.rs"]
+mod drivers;
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::DEADLINE;
+use crate::support::{DEADLINE, wait_until};
+use drivers::Driver;
+pub use drivers::{Kind, OTHER_NAME};
 
-const PACKAGES: &str = "needed are the packages chromium and chromium-driver (their names in Debian and Ubuntu); \
-                        tests/all installs them";
-
-/// What Chromium calls the key of an element's id. <https://www.w3.org/TR/webdriver2/#elements>
+/// What a driver calls the key of an element's id. <https://www.w3.org/TR/webdriver2/#elements>
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 /// How long the end of a browser may take before its driver is killed all the same.
 const FAREWELL: Duration = Duration::from_secs(10);
 
+/// Runs a script in the page that Firefox shows, for what a driver runs there sees no `const` and no `let` of the page.
+const RUN_IN_PAGE: &str = "
+    const inPage = ([body, given, name]) => {
+        const url = 'resource://gre/modules/jsdebugger.sys.mjs';
+        const { addDebuggerToGlobal } = ChromeUtils.importESModule(url);
+        const system = Services.scriptSecurityManager.getSystemPrincipal();
+        const apart = Cu.Sandbox(system, { freshCompartment: true });
+        addDebuggerToGlobal(apart);
+        const page = new apart.Debugger().makeGlobalObjectReference(content);
+        const say = (how) => (what) => sendAsyncMessage(name, [how, String(what)]);
+        const script = `(async () => JSON.stringify([await (function () { ${body} }).apply(null, ${given})]))()`;
+        const { return: promise, throw: thrown } = page.executeInGlobal(script);
+        if (thrown) say('thrown')(thrown.unsafeDereference());
+        else promise.unsafeDereference().then(say('returned'), say('thrown'));
+    };
+    const name = `ran ${Math.random()}`;
+    const { messageManager } = gBrowser.selectedBrowser;
+    return new Promise((resolve) => {
+        messageManager.addMessageListener(name, function hear({ data }) {
+            messageManager.removeMessageListener(name, hear);
+            resolve(data);
+        });
+        const call = `(${inPage})(${JSON.stringify([...arguments, name])})`;
+        messageManager.loadFrameScript(`data:,${encodeURIComponent(call)}`, false);
+    })";
+
+/// Makes tests of functions that take a browser's name, one for each browser named: `the_name_of_the_function::firefox`.
+macro_rules! tests_in_browsers {
+    ($($test:ident: $($browser:ident),+;)+) => {
+        $(mod $test { $(
+            #[test]
+            #[ignore = "needs this browser and its driver: tests/all installs them"]
+            fn $browser() {
+                super::$test(stringify!($browser));
+            }
+        )+ })+
+    };
+}
+pub(crate) use tests_in_browsers;
+
 /// A line of the browser's console.
 #[derive(Debug)]
 pub struct ConsoleLine {
-    /// `SEVERE`, `WARNING`, `INFO` or `DEBUG`.
+    /// `SEVERE`, or another word.
     pub level: String,
     pub message: String,
 }
 
-/// Starts chromedriver on a port that it chooses; returns it, its output and its address. Again where that port was free
-/// in one version of IP alone, of which it tells only by ending.
-fn start_driver(folder: &Path) -> (Child, BufReader<ChildStdout>, String) {
-    const TRIES: usize = 5;
-    let mut said = String::new();
-    for _ in 0..TRIES {
-        let driver = Command::new("chromedriver")
-            .arg("--port=0")
-            // Both leave sockets and files in it that they forget.
-            .env("TMPDIR", folder)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        let mut driver = driver.unwrap_or_else(|error| {
-            fs::remove_dir_all(folder).ok();
-            match error.kind() {
-                ErrorKind::NotFound => panic!("chromedriver is missing: {PACKAGES}"),
-                _ => panic!("chromedriver does not start: {error}; {PACKAGES}"),
-            }
-        });
-        let mut stdout = BufReader::new(driver.stdout.take().expect("a pipe"));
-        while stdout.read_line(&mut said).expect("text") > 0 {
-            if let Some((_, port)) = said.split_once("started successfully on port ")
-                && let Some((port, _)) = port.split_once('.')
-            {
-                return (driver, stdout, format!("http://127.0.0.1:{port}"));
-            }
-        }
-        driver.wait().ok();
-        if !said.contains("port not available") {
-            break;
-        }
-    }
-    fs::remove_dir_all(folder).ok();
-    panic!("chromedriver ended: {said}");
+/// A tab that runs nothing until it is thawed.
+pub struct FrozenTab {
+    tab: String,
+    process: Option<u64>,
 }
 
 pub struct Browser {
+    pub kind: Kind,
     agent: ureq::Agent,
-    driver: Child,
-    /// Held open: the driver would end at its next line.
-    stdout: BufReader<ChildStdout>,
-    driver_url: String,
-    /// Empty until Chromium has started.
+    driver: Driver,
+    /// Empty until the browser has started.
     session_url: String,
     folder: PathBuf,
 }
 
 impl Browser {
+    /// Chromium, for tests that use what it alone has.
     pub fn start() -> Browser {
-        Browser::start_with(&[])
+        Browser::start_named("chromium")
     }
 
-    /// Starts Chromium with more arguments.
-    pub fn start_with(more: &[&str]) -> Browser {
+    /// Starts `chromium`, `firefox` or `webkit`.
+    pub fn start_named(name: &str) -> Browser {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let kind = Kind::named(name);
         let folder = std::env::temp_dir().join(format!("statecast-browser-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for the browser");
-        let (driver, stdout, driver_url) = start_driver(&folder);
+        let driver = kind.start_driver(&folder);
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(DEADLINE))
@@ -102,34 +113,18 @@ impl Browser {
             .build()
             .into();
         // From here on, whatever panics ends the driver.
-        let mut browser = Browser { agent, driver, stdout, driver_url, session_url: String::new(), folder };
-        browser.open_session(more);
+        let mut browser = Browser { kind, agent, driver, session_url: String::new(), folder };
+        browser.open_session();
         browser
     }
 
-    fn open_session(&mut self, more: &[&str]) {
-        let profile = format!("--user-data-dir={}", self.folder.join("profile").display());
-        let arguments = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--disable-dev-shm-usage",
-            &profile,
-        ];
-        let arguments = [&arguments[..], more].concat();
-        let wanted = json!({
-            "browserName": "chrome",
-            "goog:chromeOptions": { "args": arguments },
-            "goog:loggingPrefs": { "browser": "ALL" },
-        });
-        let url = format!("{}/session", self.driver_url);
+    fn open_session(&mut self) {
+        let wanted = self.kind.capabilities(&self.folder);
+        let url = format!("{}/session", self.driver.url);
         let session = self.ask("POST", &url, &json!({ "capabilities": { "alwaysMatch": wanted } }));
-        let session = session.unwrap_or_else(|error| panic!("Chromium does not start: {error}; {PACKAGES}"));
+        let (kind, needs) = (self.kind, self.kind.needs());
+        let session =
+            session.unwrap_or_else(|error| panic!("{kind:?} does not start: {error}; it needs {needs}"));
         self.session_url = format!("{url}/{}", session["sessionId"].as_str().expect("a session"));
     }
 
@@ -152,9 +147,7 @@ impl Browser {
 
     /// The tab that is looked at.
     pub fn tab(&self) -> String {
-        let url = format!("{}/window", self.session_url);
-        let tab = self.ask("GET", &url, &Value::Null).unwrap_or_else(|error| panic!("window: {error}"));
-        tab.as_str().expect("a handle").to_owned()
+        self.get("window").as_str().expect("a handle").to_owned()
     }
 
     /// From now on everything concerns this tab.
@@ -170,15 +163,70 @@ impl Browser {
 
     /// Ends the process of the tab that is looked at, as a lack of memory would. Another is to be looked at next.
     pub fn crash_tab(&self) {
-        let url = format!("{}/goog/cdp/execute", self.session_url);
-        // The answer is the driver's complaint that the tab is gone.
-        let answer = self.ask("POST", &url, &json!({ "cmd": "Page.crash", "params": {} }));
-        let complaint = answer.expect_err("a tab that crashed answers nothing");
-        assert!(complaint.contains("tab crashed"), "{complaint}");
+        match self.kind {
+            Kind::Chromium => {
+                let url = format!("{}/goog/cdp/execute", self.session_url);
+                // The answer is the driver's complaint that the tab is gone.
+                let answer = self.ask("POST", &url, &json!({ "cmd": "Page.crash", "params": {} }));
+                let complaint = answer.expect_err("a tab that crashed answers nothing");
+                assert!(complaint.contains("tab crashed"), "{complaint}");
+            }
+            Kind::Firefox => {
+                // With this, which geckodriver sets, all of Firefox would end.
+                self.run_in_firefox("Services.env.set('MOZ_CRASHREPORTER_SHUTDOWN', '')", &[]);
+                signal("KILL", self.process_of_tab());
+            }
+            Kind::WebKit => panic!("nobody can tell which process is a tab's"),
+        }
+    }
+
+    /// Freezes the tab that is looked at. Another is to be looked at next.
+    pub fn freeze_tab(&self) -> FrozenTab {
+        let process = match self.kind {
+            Kind::Chromium => {
+                self.devtools("Page.setWebLifecycleState", &json!({ "state": "frozen" }));
+                None
+            }
+            Kind::Firefox => Some(self.process_of_tab()),
+            Kind::WebKit => panic!("nobody can tell which process is a tab's"),
+        };
+        let tab = self.tab();
+        if let Some(process) = process {
+            signal("STOP", process);
+        }
+        FrozenTab { tab, process }
+    }
+
+    /// Wakes the tab and looks at it.
+    pub fn thaw_tab(&self, frozen: &FrozenTab) {
+        if let Some(process) = frozen.process {
+            signal("CONT", process);
+        }
+        self.look_at(&frozen.tab);
+        if self.kind == Kind::Chromium {
+            self.devtools("Page.setWebLifecycleState", &json!({ "state": "active" }));
+        }
+    }
+
+    /// The process of the tab of Firefox that is looked at.
+    fn process_of_tab(&self) -> u64 {
+        let process = "return gBrowser.selectedBrowser.browsingContext.currentWindowGlobal.osPid";
+        self.run_in_firefox(process, &[]).as_u64().expect("a process")
     }
 
     /// Runs the body of a function in the page and gives what it returns, or what its promise comes to.
     pub fn run(&self, script: &str, arguments: &[&str]) -> Value {
+        if self.kind != Kind::Firefox {
+            return self.execute(script, arguments);
+        }
+        let arguments = json!(arguments).to_string();
+        let ran = self.run_in_firefox(RUN_IN_PAGE, &[script, &arguments]);
+        let returned = ran[1].as_str().expect("text");
+        assert!(ran[0] == "returned", "{script}: {returned}");
+        serde_json::from_str::<Value>(returned).expect("JSON")[0].clone()
+    }
+
+    fn execute(&self, script: &str, arguments: &[&str]) -> Value {
         self.post("execute/sync", &json!({ "script": script, "args": arguments }))
     }
 
@@ -204,7 +252,9 @@ impl Browser {
     pub fn fill(&self, selector: &str, text: &str) {
         let element = self.find(selector);
         self.post(&format!("element/{element}/clear"), &json!({}));
-        self.post(&format!("element/{element}/value"), &json!({ "text": text }));
+        if !text.is_empty() {
+            self.post(&format!("element/{element}/value"), &json!({ "text": text }));
+        }
     }
 
     /// Clicks into the middle of an element, which must be in sight there.
@@ -219,12 +269,81 @@ impl Browser {
 
     /// What the console has said since it was last asked.
     pub fn console(&self) -> Vec<ConsoleLine> {
-        let lines = self.post("se/log", &json!({ "type": "browser" }));
-        let text = |value: &Value| value.as_str().expect("a text").to_owned();
-        let lines = lines.as_array().expect("a list").iter();
-        lines
-            .map(|line| ConsoleLine { level: text(&line["level"]), message: text(&line["message"]) })
-            .collect()
+        let line = |level: &Value, message: &Value| ConsoleLine {
+            level: level.as_str().expect("a level").to_owned(),
+            message: message.as_str().expect("a text").to_owned(),
+        };
+        match self.kind {
+            Kind::Chromium => {
+                let lines = self.post("se/log", &json!({ "type": "browser" }));
+                let lines = lines.as_array().expect("a list").iter();
+                lines.map(|said| line(&said["level"], &said["message"])).collect()
+            }
+            Kind::Firefox => {
+                // What concerns a page has a window, or is about its policy.
+                let lines = self.run_in_firefox(
+                    "const said = Services.console.getMessageArray()
+                        .filter((message) => message instanceof Ci.nsIScriptError)
+                        .filter(({ innerWindowID, category }) => innerWindowID || category.startsWith('CSP'))
+                        .map(({ flags, errorMessage }) => [flags & 1 ? 'WARNING' : 'SEVERE', errorMessage]);
+                    Services.console.reset();
+                    return said",
+                    &[],
+                );
+                lines.as_array().expect("a list").iter().map(|said| line(&said[0], &said[1])).collect()
+            }
+            Kind::WebKit => panic!("nobody can read its console"),
+        }
+    }
+
+    /// Gives the page a window of that size, in CSS pixels that are pixels.
+    pub fn resize(&self, width: u32, height: u32) {
+        match self.kind {
+            Kind::Chromium => {
+                let mobile = width < 600;
+                let size =
+                    json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile });
+                self.devtools("Emulation.setDeviceMetricsOverride", &size);
+            }
+            Kind::Firefox => {
+                // Its windows are 450 wide at least.
+                let script = "const { style } = gBrowser.selectedBrowser;
+                    [style.width, style.height] = Array.from(arguments, (size) => `${size}px`);
+                    style.flex = 'none';
+                    window.resizeTo(1960, 1300)";
+                self.run_in_firefox(script, &[&width.to_string(), &height.to_string()]);
+            }
+            Kind::WebKit => {
+                let bar = self.run("return outerHeight - innerHeight", &[]).as_u64().expect("a height");
+                let height = u64::from(height) + bar;
+                self.post("window/rect", &json!({ "x": 0, "y": 0, "width": width, "height": height }));
+            }
+        }
+        let size = json!([width, height]);
+        wait_until(|| self.run("return [innerWidth, innerHeight]", &[]), |seen| *seen == size);
+    }
+
+    /// Has the page drawn in `light` or in `dark`.
+    pub fn prefer(&self, scheme: &str) {
+        match self.kind {
+            Kind::Chromium => {
+                let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+                self.devtools("Emulation.setEmulatedMedia", &json!({ "features": features }));
+            }
+            Kind::Firefox => {
+                let script = "const isLight = Number(arguments[0] === 'light');
+                    Services.prefs.setIntPref('layout.css.prefers-color-scheme.content-override', isLight)";
+                self.run_in_firefox(script, &[scheme]);
+            }
+            Kind::WebKit => assert_eq!(scheme, "light", "WebKit draws in light alone here"),
+        }
+        let is_so = format!("return matchMedia('(prefers-color-scheme: {scheme})').matches");
+        wait_until(|| self.run(&is_so, &[]), |is_so| *is_so == true);
+    }
+
+    /// The schemes that `prefer` can give to this browser.
+    pub fn schemes(&self) -> &'static [&'static str] {
+        if self.kind == Kind::WebKit { &["light"] } else { &["light", "dark"] }
     }
 
     /// A command of the `DevTools` protocol. <https://chromedevtools.github.io/devtools-protocol/>
@@ -232,10 +351,28 @@ impl Browser {
         self.post("goog/cdp/execute", &json!({ "cmd": command, "params": parameters }))
     }
 
+    /// Runs the body of a function in Firefox itself, which sees its tabs, its settings and its console.
+    fn run_in_firefox(&self, script: &str, arguments: &[&str]) -> Value {
+        self.post("moz/context", &json!({ "context": "chrome" }));
+        let returned = self.execute(script, arguments);
+        self.post("moz/context", &json!({ "context": "content" }));
+        returned
+    }
+
     /// What is in sight, as PNG.
     pub fn screenshot(&self) -> Vec<u8> {
-        let answer = self.devtools("Page.captureScreenshot", &json!({ "format": "png" }));
-        decode_base64(answer["data"].as_str().expect("a picture"))
+        let picture = match self.kind {
+            Kind::Chromium => {
+                self.devtools("Page.captureScreenshot", &json!({ "format": "png" }))["data"].clone()
+            }
+            Kind::Firefox | Kind::WebKit => self.get("screenshot"),
+        };
+        decode_base64(picture.as_str().expect("a picture"))
+    }
+
+    fn get(&self, command: &str) -> Value {
+        let answer = self.ask("GET", &format!("{}/{command}", self.session_url), &Value::Null);
+        answer.unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
     fn post(&self, command: &str, body: &Value) -> Value {
@@ -266,20 +403,27 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         if !self.session_url.is_empty() {
-            // Chromium ends with its session, and not with the driver.
+            // A browser ends with its session, and not with the driver.
             let farewell =
                 self.agent.delete(&self.session_url).config().timeout_global(Some(FAREWELL)).build();
             farewell.call().ok();
         }
-        self.driver.kill().ok();
-        self.driver.wait().ok();
-        // Chromium's last process may still be writing.
+        for process in [Some(&mut self.driver.child), self.driver.screen.as_mut()].into_iter().flatten() {
+            process.kill().ok();
+            process.wait().ok();
+        }
+        // The browser's last process may still be writing.
         let start = Instant::now();
         let is_left = || fs::remove_dir_all(&self.folder).is_err() && self.folder.exists();
         while is_left() && start.elapsed() < FAREWELL {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+fn signal(name: &str, process: u64) {
+    let kill = Command::new("sh").args(["-c", &format!("kill -s {name} {process}")]).status();
+    assert!(kill.expect("a shell").success());
 }
 
 /// RFC 4648, as far as the driver uses it: the common alphabet, padded, without line breaks.
