@@ -52,6 +52,7 @@ const REASONS = new Map([ // What `hello` says of how a connection begins.
   ['restart', 'the server was restarted and sent the whole document'],
   ['lagged', 'this page was too slow, so the server sent the whole document'],
 ]);
+const NOBODY = 'nobody answers';
 const SLOW = 'no answer yet; perhaps other tabs have all six connections that a browser opens to a server';
 const OWN_NAMES = ['change', 'state', 'event']; // Told by this script, not heard from the EventSource.
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -294,8 +295,7 @@ globalThis.Statecast = class Statecast {
     this.#heardAt = Date.now();
     if (type !== 'error') this.#take(type, data, lastEventId);
     else if (this.#source.readyState === EventSource.CLOSED) this.#probe(this.#source);
-    else if (this.state === 'open') this.#become('lost', 'the stream ended; the browser keeps trying');
-    else this.#become('lost', 'nobody answers; the browser keeps trying');
+    else this.#become('lost', `${this.state === 'open' ? 'the stream ended' : NOBODY}; the browser keeps trying`);
   };
 
   // The browser gives up at an answer it cannot use, and does not say what that was, nor when to come back.
@@ -304,11 +304,13 @@ globalThis.Statecast = class Statecast {
     const credentials = this.#withCredentials ? 'include' : 'same-origin';
     const options = { credentials, cache: 'no-store', signal: AbortSignal.timeout(SLOW_MS) };
     const answer = await fetch(this.#url, options).catch(() => null);
-    const reason = answer ? await this.#explain(answer) : 'nobody answers';
+    const reason = await this.#explain(answer);
     if (this.#source === source) this.#retry(reason, answer ? retryAfter(answer.headers) : 0);
   }
 
   async #explain(answer) {
+    const isOurs = this.#url.origin === location.origin;
+    if (!answer) return isOurs ? NOBODY : `${NOBODY}, or --allow-origin does not list this page`;
     const type = answer.headers.get('Content-Type');
     const error = type === 'application/json' && (await answer.json().catch(() => null))?.error;
     answer.body?.cancel().catch(() => {});
@@ -389,9 +391,7 @@ globalThis.Statecast = class Statecast {
 
   #become(state, reason, retryAt = null) {
     const isNews = state !== this.state || reason !== this.reason || retryAt !== this.retryAt;
-    this.state = state;
-    this.reason = reason;
-    this.retryAt = retryAt;
+    Object.assign(this, { state, reason, retryAt });
     this.#watch();
     this.#postState();
     if (isNews) this.#tell('state', { state, reason, retryAt });
