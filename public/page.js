@@ -911,7 +911,7 @@ const STEPS = [
 		seen: () => facts.update && wireShown.includes(' update') && `the \`update\` \`${facts.update}\`` },
 	{ panels: ['clients'], act: openTab, watch: 'how many tabs and clients there are',
 		seen: () => (facts.tabs && tabCount === 1 && statecast.leads ? 'the other tab is closed, and this one has the connection' : hasSeenTabs() && 'two tabs, one client; now close one of the tabs') },
-	{ panels: ['events'], act: endAndPublish, watch: 'the state, and the last events',
+	{ panels: ['events', 'clients'], act: endAndPublish, watch: 'the state, and the last events',
 		seen: () => facts.replayed && `away for ${facts.away} s; then \`replay\`, and the \`update\` once` },
 	{ panels: ['connection'], act: silence, lab: true, watch: 'how the age of the heartbeat counts up',
 		seen: () => facts.silence },

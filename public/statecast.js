@@ -52,7 +52,6 @@ const REASONS = new Map([ // What `hello` says of how a connection begins.
   ['restart', 'the server was restarted and sent the whole document'],
   ['lagged', 'this page was too slow, so the server sent the whole document'],
 ]);
-const NOBODY = 'nobody answers';
 const SLOW = 'no answer yet; perhaps other tabs have all six connections that a browser opens to a server';
 const OWN_NAMES = ['change', 'state', 'event']; // Told by this script, not heard from the EventSource.
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -81,6 +80,7 @@ globalThis.Statecast = class Statecast {
   hello = null;
   leads = false;
   #url;
+  #nobody = 'nobody answers'; // Why nothing came. Of another origin the browser does not say more.
   #withCredentials;
   #names; // Events that this page listens to.
   #allNames; // Those of the other tabs, too, because any of them may come to lead.
@@ -101,6 +101,7 @@ globalThis.Statecast = class Statecast {
 
   constructor(url = '/events', { events = ['message'], withCredentials = false, share = true } = {}) {
     this.#url = new URL(url, document.baseURI);
+    if (this.#url.origin !== location.origin) this.#nobody += ', or --allow-origin does not list this page';
     this.#withCredentials = withCredentials;
     this.#sharedName = share ? `statecast ${withCredentials} ${this.#url}` : null;
     this.#names = new Set(['error', 'hello', 'init', 'update', 'heartbeat', ...events]);
@@ -295,7 +296,8 @@ globalThis.Statecast = class Statecast {
     this.#heardAt = Date.now();
     if (type !== 'error') this.#take(type, data, lastEventId);
     else if (this.#source.readyState === EventSource.CLOSED) this.#probe(this.#source);
-    else this.#become('lost', `${this.state === 'open' ? 'the stream ended' : NOBODY}; the browser keeps trying`);
+    else if (this.state === 'open') this.#become('lost', 'the stream ended; the browser keeps trying');
+    else this.#become('lost', `${this.#nobody}; the browser keeps trying`);
   };
 
   // The browser gives up at an answer it cannot use, and does not say what that was, nor when to come back.
@@ -304,13 +306,11 @@ globalThis.Statecast = class Statecast {
     const credentials = this.#withCredentials ? 'include' : 'same-origin';
     const options = { credentials, cache: 'no-store', signal: AbortSignal.timeout(SLOW_MS) };
     const answer = await fetch(this.#url, options).catch(() => null);
-    const reason = await this.#explain(answer);
+    const reason = answer ? await this.#explain(answer) : this.#nobody;
     if (this.#source === source) this.#retry(reason, answer ? retryAfter(answer.headers) : 0);
   }
 
   async #explain(answer) {
-    const isOurs = this.#url.origin === location.origin;
-    if (!answer) return isOurs ? NOBODY : `${NOBODY}, or --allow-origin does not list this page`;
     const type = answer.headers.get('Content-Type');
     const error = type === 'application/json' && (await answer.json().catch(() => null))?.error;
     answer.body?.cancel().catch(() => {});
