@@ -113,8 +113,8 @@ impl Site {
     fn options(&self, call: &Call, route: &Route) -> Answer {
         let refusal = match route {
             Route::Lab | Route::Fault(..) => self.lab().err(),
-            Route::Clients => self.rules.check_writer(call).err(),
-            Route::Events(_) => self.rules.check_reader(call).err(),
+            Route::Clients => self.config.check_writer(call).err(),
+            Route::Events(_) => self.config.check_reader(call).err(),
             _ => None,
         };
         let methods = match (route, &refusal) {
