@@ -697,7 +697,7 @@ fn out_of_descriptors_requests_are_answered_in_order_and_a_refused_connection_is
     }
     // From here on it gets no descriptor whose number is not in use.
     let folder = format!("/proc/{}/fd", server.child.id());
-    let first_free = (0..).find(|number| !fs::exists(format!("{folder}/{number}")).unwrap()).unwrap();
+    let first_free = (0..1_024).find(|number| !fs::exists(format!("{folder}/{number}")).unwrap()).unwrap();
     let limit = format!("--nofile={first_free}:{first_free}");
     let process = format!("--pid={}", server.child.id());
     assert!(Command::new("prlimit").args([limit, process]).status().unwrap().success());

@@ -5,6 +5,7 @@
 //! comments are those of tiny_http 0.12's `src`.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
@@ -34,6 +35,9 @@ const WAITING_THREADS: usize = 2;
 /// than needed, before it ends.
 const WAIT: Duration = Duration::from_secs(2);
 const WAIT_OF_MANY: Duration = Duration::from_millis(100);
+
+/// Requests of a crowd that are taken at once.
+const TAKEN_AT_ONCE: usize = 16;
 
 /// How often a stopping listener lets a thread look up.
 const STOP: Duration = Duration::from_millis(50);
@@ -102,8 +106,9 @@ pub(super) struct Intake {
     http: tiny_http::Server,
     /// What its accept thread listens on, for as long as that thread lives.
     descriptor: RawFd,
-    /// Held while a request is taken from the queue and placed; who waits for it waits for requests.
-    order: Mutex<()>,
+    /// Requests that were taken from the queue, placed, and not begun. Held while one is taken; who waits for it waits
+    /// for requests.
+    taken: Mutex<VecDeque<Begun>>,
     /// Threads that wait.
     waiting: AtomicUsize,
     last_request: Mutex<Instant>,
@@ -189,7 +194,14 @@ impl Listener {
         }
         drop(guard);
         shared.table.close_all();
-        // Left to tiny_http, a request is answered as it is dropped, body and date and all.
+        // Left to tiny_http, a request is answered as it is dropped, body and date and all. Whoever holds the lock waits
+        // for a request, and has left none.
+        let taken = current.taken.try_lock().map(|mut taken| std::mem::take(&mut *taken));
+        for begun in taken.unwrap_or_default() {
+            if let Begun::Turn { request, .. } | Begun::Late(request) = begun {
+                drop(shared.table.dismiss(request));
+            }
+        }
         while let Ok(Some(request)) = current.http.try_recv() {
             drop(shared.table.dismiss(request));
         }
@@ -349,7 +361,7 @@ impl Intake {
         let intake = Intake {
             http,
             descriptor,
-            order: Mutex::new(()),
+            taken: Mutex::default(),
             waiting: AtomicUsize::new(0),
             last_request: Mutex::new(Instant::now()),
             is_replaced: AtomicBool::new(false),
@@ -357,13 +369,23 @@ impl Intake {
         Ok((intake, heads_are_bounded))
     }
 
-    /// Takes a request and places it, in one step: two requests of one connection must not overtake each other.
-    fn take(&self, place: impl FnOnce(Request) -> Begun) -> io::Result<Option<Begun>> {
-        let _order = lock(&self.order);
+    /// Takes a request and places it, in one step: two requests of one connection must not overtake each other. Of a
+    /// crowd it takes several, for whoever comes next.
+    fn take(&self, place: impl Fn(Request) -> Begun) -> io::Result<Option<Begun>> {
+        let mut taken = lock(&self.taken);
+        if let Some(begun) = taken.pop_front() {
+            return Ok(Some(begun));
+        }
         let is_many = self.waiting.load(Ordering::Acquire) > WAITING_THREADS;
         let looks_up_often = is_many || self.is_replaced.load(Ordering::Acquire);
-        let request = self.http.recv_timeout(if looks_up_often { WAIT_OF_MANY } else { WAIT })?;
-        Ok(request.map(place))
+        let first = self.http.recv_timeout(if looks_up_often { WAIT_OF_MANY } else { WAIT })?.map(&place);
+        while first.is_some()
+            && taken.len() < TAKEN_AT_ONCE
+            && let Ok(Some(request)) = self.http.try_recv()
+        {
+            taken.push_back(place(request));
+        }
+        Ok(first)
     }
 
     /// Whether nobody waits for its requests.
@@ -503,7 +525,9 @@ mod tests {
         }
         let old = listener.shared.current();
         listener.shared.replace(&old);
-        connections.iter_mut().for_each(|connection| ask(connection, "/slow"));
+        for connection in &mut connections {
+            ask(connection, "/slow");
+        }
         for _ in 0..MOST - WAITING_THREADS {
             entered.recv_timeout(limits.head).expect("they are taken from the old one's queue");
         }

@@ -5,7 +5,7 @@
 //! changes a socket is done through a copy of the descriptor, compared first. What only asks is asked of the number,
 //! and counts if the number has the right cookie afterwards: a socket that gave its number away never gets it back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io;
@@ -85,8 +85,10 @@ struct Known {
     by_peer: HashMap<SocketAddr, Vec<RawFd>>,
     /// Streams of which two descriptors were open when last looked at: tiny_http's reading thread is about to close one.
     two_open: Vec<Identity>,
-    /// For each descriptor, the cookie of the stream that owns it, or 0. It is passed over in searches.
+    /// For each descriptor, the cookie of the stream that owns it, or 0.
     owners: Vec<u64>,
+    /// Those of them that no stream owns: the only ones that are looked at.
+    others: BTreeSet<RawFd>,
     /// The highest descriptor that was open when all were looked at last.
     highest: RawFd,
 }
@@ -99,8 +101,18 @@ struct Hand {
     nothing: OwnedFd,
 }
 
-/// So many closed descriptors in a row mean that no new connection has a higher one: the lowest free one is taken. An
-/// older one can: others between have been closed since, and it has sent its first request only now.
+/// How far a look at descriptors goes. A new connection gets the lowest that are free.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// To the first few closed ones in a row: a connection that has just come is mostly below.
+    Near,
+    /// To many closed ones in a row, and as far as there were open ones.
+    Far,
+    /// An older connection can be above any number of closed ones, and send its first request only now.
+    Everywhere,
+}
+
+const FEW_CLOSED: usize = 8;
 const CLOSED_IN_A_ROW: usize = 64;
 
 impl Sockets {
@@ -116,7 +128,11 @@ impl Sockets {
             return Some(identity);
         }
         // A burst is served by one look for all of it: the others find theirs above.
-        known.look_at(0.., true);
+        known.look(Reach::Near);
+        if let Some(identity) = self.identify(&known, peer) {
+            return Some(identity);
+        }
+        known.look(Reach::Far);
         self.identify(&known, peer)
     }
 
@@ -151,11 +167,7 @@ impl Sockets {
     /// All open connections but streams. `is_thorough` finds those, too, that are above many closed descriptors.
     pub fn connections(&self, is_thorough: bool) -> Vec<(SocketAddr, Identity)> {
         let mut known = lock(&self.known);
-        if is_thorough {
-            known.look_at(open_descriptors(), false);
-        } else {
-            known.look_at(0.., true);
-        }
+        known.look(if is_thorough { Reach::Everywhere } else { Reach::Far });
         let ours = |peer: &SocketAddr| Some((*peer, self.identify(&known, *peer)?));
         known.by_peer.keys().filter_map(ours).collect()
     }
@@ -221,16 +233,20 @@ impl Sockets {
 }
 
 impl Known {
-    /// Finds the peer of each descriptor that is not a stream's, until many in a row are closed or the end.
-    fn look_at(&mut self, descriptors: impl IntoIterator<Item = RawFd>, stop_early: bool) {
+    /// Finds the peer of each descriptor that is not a stream's.
+    fn look(&mut self, reach: Reach) {
         self.note_closed_readers();
         // Not cleared: a crowd's room would stay.
         self.by_peer = HashMap::new();
-        if !stop_early {
+        let (descriptors, beyond) = match reach {
+            Reach::Everywhere => (open_descriptors(), RawFd::MAX),
+            _ => (self.others.iter().copied().collect(), self.owners.len() as RawFd),
+        };
+        if reach == Reach::Everywhere {
             self.highest = 0;
         }
         let mut closed = 0;
-        for descriptor in descriptors {
+        for descriptor in descriptors.into_iter().chain(beyond..RawFd::MAX) {
             let is_stream = self.owner_of(descriptor) != 0;
             let peer = if is_stream { Ok(None) } else { end_of(descriptor, libc::getpeername) };
             match peer {
@@ -242,7 +258,12 @@ impl Known {
                     }
                 }
             }
-            if stop_early && closed >= CLOSED_IN_A_ROW && descriptor > self.highest {
+            let is_enough = match reach {
+                Reach::Near => closed >= FEW_CLOSED,
+                Reach::Far => closed >= CLOSED_IN_A_ROW && descriptor > self.highest,
+                Reach::Everywhere => false,
+            };
+            if is_enough {
                 return;
             }
         }
@@ -267,11 +288,15 @@ impl Known {
     }
 
     fn set_owner(&mut self, descriptor: RawFd, cookie: u64) {
-        let index = descriptor as usize;
-        if self.owners.len() <= index {
-            self.owners.resize(index + 1, 0);
+        let new = self.owners.len() as RawFd..=descriptor;
+        self.others.extend(new.clone());
+        self.owners.extend(new.map(|_| 0));
+        self.owners[descriptor as usize] = cookie;
+        if cookie == 0 {
+            self.others.insert(descriptor);
+        } else {
+            self.others.remove(&descriptor);
         }
-        self.owners[index] = cookie;
     }
 }
 
