@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -685,6 +685,71 @@ fn whoever_reads_the_file_of_the_document_sees_a_whole_one() {
     let read = fs::read_to_string(&file).unwrap();
     assert_eq!(serde_json::from_str::<serde_json::Value>(&read).expect("a whole document")["s"], 19);
     fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn out_of_descriptors_requests_are_answered_in_order_and_a_refused_connection_is_closed() {
+    let server = Binary::start(&[]);
+    let mut connections: Vec<TcpStream> = (0..2).map(|_| connect(server.address)).collect();
+    for connection in &mut connections {
+        connection.write_all(b"OPTIONS / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        assert!(read_head(connection).contains(" 204 "));
+    }
+    // From here on it gets no descriptor whose number is not in use.
+    let folder = format!("/proc/{}/fd", server.child.id());
+    let first_free = (0..1_024).find(|number| !fs::exists(format!("{folder}/{number}")).unwrap()).unwrap();
+    let limit = format!("--nofile={first_free}:{first_free}");
+    let process = format!("--pid={}", server.child.id());
+    assert!(Command::new("prlimit").args([limit, process]).status().unwrap().success());
+    let [pipelining, refused] = &mut connections[..] else { panic!("there are two") };
+    let paths = ["/clients", "/state", "/state/absent", "/healthz"];
+    let all: String = paths.map(|path| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).concat();
+    pipelining.write_all(all.as_bytes()).unwrap();
+    pipelining.shutdown(Shutdown::Write).unwrap();
+    let mut answers = String::new();
+    pipelining.read_to_string(&mut answers).expect("it ends");
+    let bodies: Vec<&str> =
+        answers.split("\r\n\r\n").skip(1).map(|rest| rest.split("HTTP/1.1").next().unwrap()).collect();
+    assert_eq!(bodies[..2], ["[]", "{}"], "{answers}");
+    assert!(bodies[2].contains("error") && bodies[3..] == ["ok\n"], "{answers}");
+    let both = "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    refused.write_all(both.as_bytes()).unwrap();
+    let mut answer = String::new();
+    refused.read_to_string(&mut answer).expect("it is closed");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_start_that_fails_when_it_has_bound_leaves_no_thread_and_no_port() {
+    const INSIDE: &str = "STATECAST_START_INSIDE";
+    let (here, there) = ("/proc/self/fd", "/proc/self/task");
+    let count = |folder| fs::read_dir(folder).unwrap().count();
+    if std::env::var_os(INSIDE).is_some() {
+        let before = (count(here), count(there));
+        let is_started = statecast::Server::start(statecast::Config::default()).is_ok();
+        // Where it did not start, tiny_http's threads end within 5 s.
+        wait_until(|| (count(here), count(there)), |now| *now <= before);
+        println!("{}", if is_started { "it started" } else { "it failed" });
+        return;
+    }
+    let name = "a_start_that_fails_when_it_has_bound_leaves_no_thread_and_no_port";
+    let options = ["--exact", name, "--ignored", "--nocapture", "--test-threads=1"];
+    let program = std::env::current_exe().unwrap();
+    // More threads than a start makes.
+    let starts = (1..=20).map(|number| {
+        let inject = format!("clone3:error=EAGAIN:when={number}");
+        let mut command = strace(&inject, program.to_str().unwrap(), &options);
+        command.env(INSIDE, "1").stdout(Stdio::piped()).spawn().unwrap()
+    });
+    let mut failed = 0;
+    for (index, start) in starts.collect::<Vec<_>>().into_iter().enumerate() {
+        let done = start.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success(), "without its thread {}: {said}", index + 1);
+        failed += usize::from(said.contains("it failed"));
+    }
+    assert!(failed >= 5, "{failed}");
 }
 
 #[test]

@@ -40,6 +40,13 @@ const TEXT_ALIGN: usize = 1;
 /// their own: the next text is the next head's. (32 where lines are short, 32-bit ARM; else 64 to 256.)
 const CHANNEL_ALIGN: usize = 32;
 
+/// The size of the buffers that tiny_http makes for each connection, two in the thread that accepts (client.rs:73).
+const CONNECTION_BUFFER: usize = 1_024;
+
+/// So many connections of a crowd are accepted in a row. Then those who read and answer have their turn: a thread is made
+/// for each connection that is accepted while all threads are busy, and stays for 5 s (`util/task_pool.rs:69`).
+const ACCEPTED_IN_A_ROW: usize = 4;
+
 /// What tiny_http says to itself of a head with a byte beyond ASCII, before it closes without a word (client.rs:92).
 const NOT_ASCII: &[u8; 22] = b"Header is not in ASCII";
 
@@ -53,6 +60,8 @@ thread_local! {
     /// The text that this thread holds of a head, and how much it may hold before it sleeps again.
     static HELD: Cell<usize> = const { Cell::new(0) };
     static ALLOWED: Cell<usize> = const { Cell::new(LARGE) };
+    /// Buffers of connections that this thread has made.
+    static BUFFERS: Cell<usize> = const { Cell::new(0) };
     /// A block that could come to hold `NOT_ASCII`. It was zeroed.
     static MESSAGE: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
@@ -185,6 +194,16 @@ fn is_named_tiny_http() -> bool {
     false
 }
 
+/// Lets other threads go on, now and then, when a buffer for a connection is made.
+fn take_turns(layout: Layout) {
+    if layout.size() == CONNECTION_BUFFER && layout.align() == TEXT_ALIGN {
+        BUFFERS.set(BUFFERS.get() + 1);
+        if BUFFERS.get().is_multiple_of(2 * ACCEPTED_IN_A_ROW) {
+            thread::yield_now();
+        }
+    }
+}
+
 /// Counts a stranger's block that grows from one size to another, 0 for none; sleeps if that is too much.
 fn count(align: usize, from: usize, to: usize) {
     if align != TEXT_ALIGN {
@@ -242,6 +261,7 @@ unsafe impl GlobalAlloc for PatientAllocator {
             // SAFETY: the caller's promise is the system's.
             return unsafe { System.alloc(layout) };
         }
+        take_turns(layout);
         count(layout.align(), 0, layout.size());
         if could_be_not_ascii(layout) {
             // SAFETY: the caller's promise is the system's.

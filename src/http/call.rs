@@ -72,7 +72,6 @@ pub(super) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Answer>
     let list = |name| values(headers, name).map(str::to_owned).reduce(|list, line| list + ", " + &line);
     let essences: Vec<String> = values(headers, "Content-Type").map(essence).collect();
     let mut codings = values(headers, "Content-Encoding").flat_map(|line| line.split(',')).map(str::trim);
-    let closes = |line: &str| line.to_ascii_lowercase().contains("close");
     let host_header = value("Host");
     let call = Call {
         method: request.method().clone(),
@@ -93,17 +92,24 @@ pub(super) fn judge(request: &Request, peer: SocketAddr) -> Result<Call, Answer>
         conditions: Conditions { if_match: list("If-Match"), if_none_match: list("If-None-Match") },
         user_agent: value("User-Agent"),
         forwarded_for: list("X-Forwarded-For").filter(|_| peer.ip().to_canonical().is_loopback()),
-        // tiny_http takes for chunked what others do not: it trims `\x0bchunked` before we see it (common.rs:189). Then
-        // what follows may be a body to them.
-        is_last: is_chunked(headers)
-            || asks_for_upgrade(headers)
-            || values(headers, "Connection").any(closes)
-            || *request.http_version() <= HTTPVersion(1, 0),
+        is_last: is_last(request),
     };
     if call.host.is_none() && !call.is_http_1_0 {
         return Err(Answer::refusal(400, "an HTTP/1.1 request has a Host header"));
     }
     Ok(call)
+}
+
+/// Whether no request of its connection runs after it.
+fn is_last(request: &Request) -> bool {
+    let headers = request.headers();
+    let closes = |line: &str| line.to_ascii_lowercase().contains("close");
+    // tiny_http takes for chunked what others do not: it trims `\x0bchunked` before we see it (common.rs:189). Then what
+    // follows may be a body to them.
+    is_chunked(headers)
+        || asks_for_upgrade(headers)
+        || values(headers, "Connection").any(closes)
+        || *request.http_version() <= HTTPVersion(1, 0)
 }
 
 /// A request's target, taken apart.

@@ -3,7 +3,6 @@
 //! `listener` starts it. It compares what each connection is doing with what the kernel says of it: bytes received
 //! less bytes unread is exactly what tiny_http has read. The one rule: [`verdict`] decides, from facts alone.
 
-use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,9 +13,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::http::allocator;
 use crate::http::answer::Answer;
-use crate::http::listener::Core;
+use crate::http::listener::{Core, Limits};
 use crate::http::socket::{Facts, Identity};
-use crate::http::turn::{Connection, Doing, Patience, Seen, Standing, Table};
+use crate::http::turn::{Connection, Doing, Seen, Standing};
 use crate::lock::lock;
 use crate::metrics::NOT_ASCII_HEADS;
 
@@ -67,7 +66,7 @@ pub(super) struct Look {
 }
 
 /// Decides what becomes of a connection, and what to remember of it.
-pub(super) fn verdict(look: &Look, patience: &Patience) -> (Verdict, Seen) {
+pub(super) fn verdict(look: &Look, limits: &Limits) -> (Verdict, Seen) {
     let Look { doing, facts, now, .. } = *look;
     let age = now.saturating_duration_since(look.since);
     let received = look.seen.received.unwrap_or(if doing == Doing::Arriving { 0 } else { facts.received });
@@ -84,13 +83,13 @@ pub(super) fn verdict(look: &Look, patience: &Patience) -> (Verdict, Seen) {
     let seen = Seen { received: Some(received), head_since, ..look.seen };
     let head_age = head_since.map_or(Duration::ZERO, |since| now - since);
     let is_silent = doing == Doing::Arriving && facts.received == 0;
-    let head_patience = if is_silent { patience.head.saturating_sub(look.deferred) } else { patience.head };
+    let head_patience = if is_silent { limits.head.saturating_sub(look.deferred) } else { limits.head };
     let verdict = match doing {
         // To be closed for good, if it could not be the first time.
         Doing::Closed => Verdict::Cut,
         Doing::Answering { body_until: Some(until) } if now > until => Verdict::Cut,
         _ if has_head && head_age > head_patience => Verdict::Cut,
-        Doing::Idle if age > patience.idle => Verdict::Cut,
+        Doing::Idle if age > limits.idle => Verdict::Cut,
         // Not at its first look: a thread may be about to read it.
         Doing::Arriving if is_unread && look.seen.received.is_some() => Verdict::Poke,
         _ => Verdict::Keep,
@@ -102,8 +101,6 @@ pub(super) fn verdict(look: &Look, patience: &Patience) -> (Verdict, Seen) {
 #[derive(Default)]
 struct Round {
     connections: usize,
-    /// Connections that have gone since the last thorough look.
-    gone: usize,
     pokes: usize,
     /// Connections on which tiny_http has locked itself up (client.rs:234).
     stuck: usize,
@@ -157,7 +154,7 @@ impl Keeper {
             shared.spawn_waiting(&intake).ok();
         }
         let now = Instant::now();
-        if now >= self.replace_at && !intake.is_accepting(&shared.table.sockets, shared.address) {
+        if now >= self.replace_at && !intake.is_accepting(shared.address) {
             self.replace_at = now + REPLACE;
             if !shared.is_stopping() && shared.has_spare() {
                 shared.replace(&intake);
@@ -168,36 +165,32 @@ impl Keeper {
     /// Looks at every connection that is no stream, and cuts those that take too long.
     fn look(&mut self) -> Round {
         let is_thorough = Instant::now() >= self.thorough_at;
-        let table = Arc::clone(&self.shared.table);
-        let found = table.sockets.connections(is_thorough);
+        let open = self.shared.table.open_connections(is_thorough);
         let now = Instant::now();
-        self.tell_not_ascii(&found);
-        let mut round = Round { connections: found.len(), ..Round::default() };
-        if is_thorough {
-            self.thorough_at = now + THOROUGH;
-            round.gone = forget_gone(&table, &found, now);
-        }
+        self.tell_not_ascii(&open);
+        let mut round = Round { connections: open.len(), ..Round::default() };
         let all_busy = self.shared.current().is_busy();
-        for (peer, identity) in found {
-            self.judge(&connection_of(&table, peer, identity), identity, all_busy, &mut round);
+        for (connection, identity) in &open {
+            self.judge(connection, *identity, all_busy, &mut round);
         }
         self.shared.metrics.stuck_connections.set(round.stuck as u64);
         if is_thorough {
-            self.trim(round.gone);
+            self.thorough_at = now + THOROUGH;
+            self.trim(self.shared.table.forget_gone(&open, now));
         }
         round
     }
 
     fn judge(&self, connection: &Connection, identity: Identity, all_busy: bool, round: &mut Round) {
         let shared = &self.shared;
-        let Some(facts) = shared.table.sockets.facts(identity) else { return };
+        let Some(facts) = identity.facts() else { return };
         let mut state = lock(&connection.state);
         let Standing { doing, since, seen, .. } = *state;
         let now = Instant::now();
         let is_anybody_sleeping = allocator::is_anybody_sleeping();
         let look =
             Look { doing, since, facts, seen, now, all_busy, is_anybody_sleeping, deferred: shared.deferred };
-        let (verdict, seen) = verdict(&look, &shared.table.patience);
+        let (verdict, seen) = verdict(&look, &shared.table.limits);
         state.seen = seen;
         match verdict {
             Verdict::Keep => {}
@@ -217,7 +210,7 @@ impl Keeper {
 
     /// A head with a byte beyond ASCII is refused by tiny_http without a word (client.rs:92). Its thread waits until it
     /// was seen here. Where it is clear whose it was, its peer gets a word.
-    fn tell_not_ascii(&mut self, found: &[(SocketAddr, Identity)]) {
+    fn tell_not_ascii(&mut self, open: &[(Arc<Connection>, Identity)]) {
         const WHAT: &str = "a request's head has a letter beyond ASCII, which cannot be read here: probably a cookie of \
              another program on this host, or a header that a proxy adds; leave it out, or have a proxy leave it out";
         let count = NOT_ASCII_HEADS.value();
@@ -225,18 +218,16 @@ impl Keeper {
         if new == 0 {
             return;
         }
-        let table = &self.shared.table;
-        let is_candidate = |(peer, identity): &&(SocketAddr, Identity)| {
-            let state = lock(&connection_of(table, *peer, *identity).state).doing;
+        let is_candidate = |(connection, identity): &&(Arc<Connection>, Identity)| {
             let is_read = |facts: Facts| facts.received > facts.unread;
-            matches!(state, Doing::Arriving | Doing::Idle)
-                && table.sockets.facts(*identity).is_some_and(is_read)
+            matches!(lock(&connection.state).doing, Doing::Arriving | Doing::Idle)
+                && identity.facts().is_some_and(is_read)
         };
-        let candidates: Vec<_> = found.iter().filter(is_candidate).collect();
+        let candidates: Vec<_> = open.iter().filter(is_candidate).collect();
         let peer = match candidates[..] {
-            [(peer, identity)] if new == 1 => {
-                table.sockets.send(*identity, &Answer::refusal(400, WHAT).last_bytes());
-                peer.to_string()
+            [(connection, identity)] if new == 1 => {
+                self.shared.table.sockets.send(*identity, &Answer::refusal(400, WHAT).last_bytes());
+                connection.peer.to_string()
             }
             _ => "somebody".to_owned(),
         };
@@ -256,43 +247,6 @@ impl Keeper {
     }
 }
 
-/// The connection in the table; a new one where it has sent no request yet.
-fn connection_of(table: &Table, peer: SocketAddr, identity: Identity) -> Arc<Connection> {
-    let mut connections = lock(&table.connections);
-    if let Some(connection) = connections.get(&peer) {
-        let is_it = match connection.identity {
-            Some(known) => known == identity,
-            // It was not found when it asked, and is being answered all the same.
-            None => matches!(lock(&connection.state).doing, Doing::Answering { .. } | Doing::Streaming),
-        };
-        if is_it {
-            return Arc::clone(connection);
-        }
-    }
-    let connection = Connection::new(peer, Some(identity), Doing::Arriving);
-    connections.insert(peer, Arc::clone(&connection));
-    connection
-}
-
-/// Takes connections off the table that have gone; returns how many.
-fn forget_gone(table: &Table, found: &[(SocketAddr, Identity)], now: Instant) -> usize {
-    let identities: HashSet<Identity> = found.iter().map(|(_, identity)| *identity).collect();
-    let mut connections = lock(&table.connections);
-    let before = connections.len();
-    connections.retain(|_, connection| {
-        let state = lock(&connection.state);
-        let is_open = connection.identity.is_some_and(|identity| identities.contains(&identity));
-        let is_held = matches!(state.doing, Doing::Answering { .. } | Doing::Streaming);
-        // A connection that began after this look is not among those that were found.
-        is_open || is_held || state.since >= now
-    });
-    if connections.capacity() > 4 * connections.len() {
-        // A crowd's room goes with it.
-        connections.shrink_to_fit();
-    }
-    before - connections.len()
-}
-
 /// A connection that ends at once: the worker of tiny_http's that takes it goes on to one that waits behind busy ones.
 /// Waits for nothing.
 fn poke(address: SocketAddr) -> io::Result<()> {
@@ -309,14 +263,32 @@ fn poke(address: SocketAddr) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 mod tests {
     use super::*;
 
     const HEAD: Duration = Duration::from_secs(10);
     const IDLE: Duration = Duration::from_secs(75);
 
+    fn limits() -> Limits {
+        Limits { idle: IDLE, ..Limits::all(HEAD) }
+    }
+
     fn facts(received: u64, unread: u64) -> Facts {
         Facts { received, unread, is_open: true }
+    }
+
+    #[test]
+    fn a_poke_is_on_its_way_before_anybody_has_taken_it() {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        // Nobody accepts, and after the first of them there is no more room.
+        for _ in 0..MAX_POKES {
+            let error = poke(address).expect_err("it does not wait to be connected");
+            assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+        }
     }
 
     /// The verdict on a connection that has been doing something for so many seconds, and has had a head on its way for
@@ -328,7 +300,7 @@ mod tests {
         let seen = Seen { received, head_since: head.map(ago), is_cut: false };
         let (all_busy, is_anybody_sleeping, deferred) = (false, false, Duration::from_secs(7));
         let look = Look { doing, since: ago(age), facts, seen, now, all_busy, is_anybody_sleeping, deferred };
-        verdict(&look, &Patience { head: HEAD, idle: IDLE, write: HEAD, slow: 1 }).0
+        verdict(&look, &limits()).0
     }
 
     #[test]
@@ -372,21 +344,21 @@ mod tests {
             is_anybody_sleeping: false,
             deferred: Duration::ZERO,
         };
-        let patience = Patience { head: HEAD, idle: IDLE, write: HEAD, slow: 1 };
-        assert_eq!(verdict(&look(now + HEAD), &patience).0, Verdict::Keep);
-        assert_eq!(verdict(&look(start + HEAD), &patience).0, Verdict::Cut);
+        let limits = limits();
+        assert_eq!(verdict(&look(now + HEAD), &limits).0, Verdict::Keep);
+        assert_eq!(verdict(&look(start + HEAD), &limits).0, Verdict::Cut);
     }
 
     #[test]
     fn a_head_behind_an_answer_is_timed_while_somebody_sleeps_and_not_while_all_are_busy() {
         let start = Instant::now();
         let now = start + 2 * HEAD;
-        let patience = Patience { head: HEAD, idle: IDLE, write: HEAD, slow: 1 };
+        let limits = limits();
         let judge = |doing: Doing, is_anybody_sleeping: bool, all_busy: bool| {
             let seen = Seen { received: Some(50), head_since: Some(start), is_cut: false };
             let (facts, deferred) = (facts(900, 100), Duration::ZERO);
             let look = Look { doing, since: now, facts, seen, now, all_busy, is_anybody_sleeping, deferred };
-            verdict(&look, &patience)
+            verdict(&look, &limits)
         };
         for doing in [Doing::Streaming, Doing::Answering { body_until: None }] {
             assert_eq!(judge(doing, true, false).0, Verdict::Cut, "{doing:?}");

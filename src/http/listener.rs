@@ -5,6 +5,7 @@
 //! comments are those of tiny_http 0.12's `src`.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
@@ -20,8 +21,8 @@ use tiny_http::Request;
 use crate::http::Exchange;
 use crate::http::allocator::{self, TINY_HTTP};
 use crate::http::keeper::Keeper;
-use crate::http::socket::{Sockets, stop_listening};
-use crate::http::turn::{Begun, Patience, Table, Turn};
+use crate::http::socket::{is_listening, stop_listening};
+use crate::http::turn::{Begun, Table, Turn};
 use crate::lock::lock;
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -34,6 +35,9 @@ const WAITING_THREADS: usize = 2;
 /// than needed, before it ends.
 const WAIT: Duration = Duration::from_secs(2);
 const WAIT_OF_MANY: Duration = Duration::from_millis(100);
+
+/// Requests of a crowd that are taken at once.
+const TAKEN_AT_ONCE: usize = 16;
 
 /// How often a stopping listener lets a thread look up.
 const STOP: Duration = Duration::from_millis(50);
@@ -62,6 +66,13 @@ pub(crate) struct Limits {
     pub requests: usize,
 }
 
+impl Limits {
+    /// How many request threads may wait for slow peers at once. The others serve the rest.
+    pub fn slow(&self) -> usize {
+        self.requests / 2
+    }
+}
+
 /// Answers a request.
 pub(super) type Handler = dyn Fn(Exchange) + Send + Sync;
 
@@ -82,9 +93,8 @@ pub(super) struct Core {
     handler: Box<Handler>,
     /// Wakes the keeper.
     bell: Sender<()>,
-    /// Threads for requests, and how many there may be.
+    /// Threads for requests.
     threads: AtomicUsize,
-    max_threads: usize,
     thread_ended: (Mutex<()>, Condvar),
     stopping: AtomicBool,
     pub log: Log,
@@ -96,8 +106,9 @@ pub(super) struct Intake {
     http: tiny_http::Server,
     /// What its accept thread listens on, for as long as that thread lives.
     descriptor: RawFd,
-    /// Held while a request is taken from the queue and placed; who waits for it waits for requests.
-    order: Mutex<()>,
+    /// Requests that were taken from the queue, placed, and not begun. Held while one is taken; who waits for it waits
+    /// for requests.
+    taken: Mutex<VecDeque<Begun>>,
     /// Threads that wait.
     waiting: AtomicUsize,
     last_request: Mutex<Instant>,
@@ -117,10 +128,7 @@ impl Listener {
         let deferred = deferral(limits.head);
         let listening = bind(addresses, limits, deferred)?;
         let address = listening.local_addr()?;
-        // Those who wait for slow peers leave half of the threads to the others.
-        let slow = limits.requests / 2;
-        let patience = Patience { head: limits.head, idle: limits.idle, write: limits.write, slow };
-        let table = Arc::new(Table::new(address, patience, Arc::clone(&metrics))?);
+        let table = Arc::new(Table::new(address, limits.clone(), Arc::clone(&metrics))?);
         let (bell, rung) = bounded(1);
         let (intake, heads_are_bounded) = Intake::start(&listening)?;
         if !heads_are_bounded {
@@ -135,7 +143,6 @@ impl Listener {
             handler,
             bell,
             threads: AtomicUsize::new(0),
-            max_threads: limits.requests,
             thread_ended: (Mutex::new(()), Condvar::new()),
             stopping: AtomicBool::new(false),
             log,
@@ -187,9 +194,16 @@ impl Listener {
         }
         drop(guard);
         shared.table.close_all();
-        // Left to tiny_http, a request is answered as it is dropped, body and date and all.
+        // Left to tiny_http, a request is answered as it is dropped, body and date and all. Whoever holds the lock waits
+        // for a request, and has left none.
+        let taken = current.taken.try_lock().map(|mut taken| std::mem::take(&mut *taken));
+        for begun in taken.unwrap_or_default() {
+            if let Begun::Turn { request, .. } | Begun::Late(request) = begun {
+                drop(shared.table.dismiss(request));
+            }
+        }
         while let Ok(Some(request)) = current.http.try_recv() {
-            shared.table.drop_late(request);
+            drop(shared.table.dismiss(request));
         }
         if let Some(keeper) = self.keeper {
             keeper.join().ok();
@@ -214,7 +228,7 @@ impl Core {
 
     /// Starts a thread that waits for requests, unless there are too many.
     pub fn spawn_waiting(self: &Arc<Self>, intake: &Arc<Intake>) -> io::Result<()> {
-        if self.threads.fetch_add(1, Ordering::AcqRel) >= self.max_threads {
+        if self.threads.fetch_add(1, Ordering::AcqRel) >= self.table.limits.requests {
             self.threads.fetch_sub(1, Ordering::AcqRel);
             return Ok(());
         }
@@ -237,7 +251,7 @@ impl Core {
 
     /// Takes requests until there is nothing to wait for. `waiting` counts this thread when it comes in.
     fn wait_for_requests(self: &Arc<Self>, intake: &Arc<Intake>) {
-        while !self.is_stopping() && !intake.is_quiet(self.table.patience.idle) {
+        while !self.is_stopping() && !intake.is_quiet(self.table.limits.idle) {
             let taken = intake.take(|request| self.begin(intake, request));
             let others = intake.waiting.fetch_sub(1, Ordering::AcqRel) - 1;
             match taken {
@@ -291,7 +305,7 @@ impl Core {
             }
             Begun::Parked => {}
             Begun::TooMany(connection) => self.table.close_asking_too_much(&connection),
-            Begun::Late(request) => self.table.drop_late(request),
+            Begun::Late(request) => drop(self.table.dismiss(request)),
         }
     }
 
@@ -348,7 +362,7 @@ impl Intake {
         let intake = Intake {
             http,
             descriptor,
-            order: Mutex::new(()),
+            taken: Mutex::default(),
             waiting: AtomicUsize::new(0),
             last_request: Mutex::new(Instant::now()),
             is_replaced: AtomicBool::new(false),
@@ -356,13 +370,23 @@ impl Intake {
         Ok((intake, heads_are_bounded))
     }
 
-    /// Takes a request and places it, in one step: two requests of one connection must not overtake each other.
-    fn take(&self, place: impl FnOnce(Request) -> Begun) -> io::Result<Option<Begun>> {
-        let _order = lock(&self.order);
+    /// Takes a request and places it, in one step: two requests of one connection must not overtake each other. Of a
+    /// crowd it takes several, for whoever comes next.
+    fn take(&self, place: impl Fn(Request) -> Begun) -> io::Result<Option<Begun>> {
+        let mut taken = lock(&self.taken);
+        if let Some(begun) = taken.pop_front() {
+            return Ok(Some(begun));
+        }
         let is_many = self.waiting.load(Ordering::Acquire) > WAITING_THREADS;
         let looks_up_often = is_many || self.is_replaced.load(Ordering::Acquire);
-        let request = self.http.recv_timeout(if looks_up_often { WAIT_OF_MANY } else { WAIT })?;
-        Ok(request.map(place))
+        let first = self.http.recv_timeout(if looks_up_often { WAIT_OF_MANY } else { WAIT })?.map(&place);
+        while first.is_some()
+            && taken.len() < TAKEN_AT_ONCE
+            && let Ok(Some(request)) = self.http.try_recv()
+        {
+            taken.push_back(place(request));
+        }
+        Ok(first)
     }
 
     /// Whether nobody waits for its requests.
@@ -371,8 +395,8 @@ impl Intake {
     }
 
     /// Whether its accept thread lives.
-    pub fn is_accepting(&self, sockets: &Sockets, address: SocketAddr) -> bool {
-        sockets.is_listening(self.descriptor, address)
+    pub fn is_accepting(&self, address: SocketAddr) -> bool {
+        is_listening(self.descriptor, address)
     }
 
     /// Whether it was replaced, and none of its connections can be alive.
@@ -455,20 +479,71 @@ pub(crate) fn hold(address: SocketAddr) -> io::Result<Socket> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Answer;
     use socket2::SockRef;
+    use std::io::{Read, Write};
     use std::net::TcpStream;
+
+    impl Limits {
+        pub fn all(time: Duration) -> Limits {
+            let (head, idle, write, unacknowledged) = (time, time, time, time);
+            Limits { head, idle, write, unacknowledged, send_buffer: 64 << 10, requests: 8 }
+        }
+    }
+
+    #[test]
+    fn a_replaced_tiny_http_gets_no_more_threads_than_there_may_be() {
+        const MOST: usize = 3;
+        let limits = Limits { requests: MOST, ..Limits::all(Duration::from_secs(30)) };
+        let (enter, entered) = bounded(100);
+        let (open, gate) = bounded::<()>(0);
+        let handler = move |exchange: Exchange| {
+            if exchange.call().path == "/slow" {
+                enter.send(()).unwrap();
+                gate.recv().ok();
+            }
+            exchange.answer(Answer::empty(204));
+        };
+        let address = [SocketAddr::from(([127, 0, 0, 1], 0))];
+        let listener = Listener::start(&address, &limits, Log::silent(), Arc::default(), Box::new(handler));
+        let listener = listener.unwrap();
+        let ask = |connection: &mut TcpStream, path: &str| {
+            write!(connection, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        };
+        let is_answered = |connection: &mut TcpStream| {
+            connection.set_read_timeout(Some(limits.head)).unwrap();
+            let mut answer = [0; 12];
+            connection.read_exact(&mut answer).unwrap();
+            answer == *b"HTTP/1.1 204"
+        };
+        let mut connections: Vec<TcpStream> = Vec::new();
+        for _ in 0..12 {
+            let mut connection = TcpStream::connect(listener.address()).unwrap();
+            ask(&mut connection, "/");
+            assert!(is_answered(&mut connection));
+            while !connection.read(&mut [0; 512]).is_ok_and(|count| count < 512) {}
+            connections.push(connection);
+        }
+        let old = listener.shared.current();
+        listener.shared.replace(&old);
+        for connection in &mut connections {
+            ask(connection, "/slow");
+        }
+        for _ in 0..MOST - WAITING_THREADS {
+            entered.recv_timeout(limits.head).expect("they are taken from the old one's queue");
+        }
+        for _ in 0..12 {
+            listener.shared.spawn_waiting(&old).unwrap();
+            assert!(listener.shared.threads.load(Ordering::Acquire) <= MOST);
+        }
+        drop(open);
+        assert!(connections.iter_mut().all(is_answered));
+        listener.stop(Instant::now());
+    }
 
     #[test]
     fn accepted_sockets_inherit_the_listeners_options() {
-        let ten = Duration::from_secs(10);
-        let limits = Limits {
-            head: ten,
-            idle: ten,
-            write: ten,
-            unacknowledged: ten,
-            send_buffer: 64 << 10,
-            requests: 8,
-        };
+        let limits = Limits::all(Duration::from_secs(10));
         let listener = bind(&[SocketAddr::from(([127, 0, 0, 1], 0))], &limits, Duration::ZERO).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();

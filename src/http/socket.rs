@@ -1,19 +1,20 @@
 //! The sockets that tiny_http hides.
 //!
 //! tiny_http shows no socket, but its descriptors are this process's own: the one whose peer is the request's is
-//! found among them. The one rule: a descriptor is copied first, compared on the copy, and acted on through the copy,
-//! so it does not matter if tiny_http closes it and the number is used again.
+//! found among them. tiny_http may close a descriptor at any time, and its number is used again. The one rule: what
+//! changes a socket is done through a copy of the descriptor, compared first. What only asks is asked of the number,
+//! and counts if the number has the right cookie afterwards: a socket that gave its number away never gets it back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::lock::lock;
 
@@ -38,6 +39,24 @@ impl Eq for Identity {}
 impl Hash for Identity {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.cookie.hash(state);
+    }
+}
+
+impl Identity {
+    /// What the kernel says; `None` if tiny_http has let go of it.
+    pub fn facts(self) -> Option<Facts> {
+        self.ask(facts_of)
+    }
+
+    /// Bytes that were written and not acknowledged by the peer.
+    pub fn unacknowledged(self) -> Option<u64> {
+        self.ask(|descriptor| queued(descriptor, libc::TIOCOUTQ))
+    }
+
+    /// Asks the socket, as long as tiny_http keeps it; also when its connection has ended.
+    fn ask<T>(self, ask: impl Fn(RawFd) -> Option<T>) -> Option<T> {
+        let is_it = |descriptor: RawFd| cookie_of(descriptor) == Some(self.cookie);
+        self.descriptors.into_iter().find_map(|number| ask(number).filter(|_| is_it(number)))
     }
 }
 
@@ -66,8 +85,10 @@ struct Known {
     by_peer: HashMap<SocketAddr, Vec<RawFd>>,
     /// Streams of which two descriptors were open when last looked at: tiny_http's reading thread is about to close one.
     two_open: Vec<Identity>,
-    /// For each descriptor, the cookie of the stream that owns it, or 0. It is passed over in searches.
+    /// For each descriptor, the cookie of the stream that owns it, or 0.
     owners: Vec<u64>,
+    /// Those of them that no stream owns: the only ones that are looked at.
+    others: BTreeSet<RawFd>,
     /// The highest descriptor that was open when all were looked at last.
     highest: RawFd,
 }
@@ -80,8 +101,18 @@ struct Hand {
     nothing: OwnedFd,
 }
 
-/// So many closed descriptors in a row mean that no new connection has a higher one: the lowest free one is taken. An
-/// older one can: others between have been closed since, and it has sent its first request only now.
+/// How far a look at descriptors goes. A new connection gets the lowest that are free.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// To the first few closed ones in a row: a connection that has just come is mostly below.
+    Near,
+    /// To many closed ones in a row, and as far as there were open ones.
+    Far,
+    /// An older connection can be above any number of closed ones, and send its first request only now.
+    Everywhere,
+}
+
+const FEW_CLOSED: usize = 8;
 const CLOSED_IN_A_ROW: usize = 64;
 
 impl Sockets {
@@ -92,36 +123,39 @@ impl Sockets {
 
     /// The open connection from `peer`.
     pub fn find(&self, peer: SocketAddr) -> Option<Identity> {
-        let (mut known, mut hand) = self.lock();
-        if let Some(identity) = self.identify(&known, &mut hand, peer) {
+        let mut known = lock(&self.known);
+        if let Some(identity) = self.identify(&known, peer) {
             return Some(identity);
         }
         // A burst is served by one look for all of it: the others find theirs above.
-        known.look_at(0.., true, &mut hand);
-        self.identify(&known, &mut hand, peer)
+        known.look(Reach::Near);
+        if let Some(identity) = self.identify(&known, peer) {
+            return Some(identity);
+        }
+        known.look(Reach::Far);
+        self.identify(&known, peer)
     }
 
     /// Whether the connection from `peer` is this one still, and not a later one from the same address.
     pub fn is_still(&self, identity: Identity, peer: SocketAddr) -> bool {
-        let is_it = |socket: SockRef| peer_of(&socket) == Some(peer);
-        // Another descriptor is the same connection, too, if there is no other connection.
-        self.with(identity, is_it) == Some(true) || self.find(peer).is_none_or(|found| found == identity)
+        // One that has ended has no peer any more. Another descriptor is the same connection, too, if there is no other.
+        identity.ask(peer_of) == Some(peer) || self.find(peer).is_none_or(|found| found == identity)
     }
 
     /// Makes a connection a stream's: ends tiny_http's reading thread, lets writes return at once, and passes it over
     /// in searches from now on.
     pub fn make_stream(&self, identity: Identity) {
-        self.with(identity, |socket| {
+        self.act(identity, |socket| {
             socket.shutdown(Shutdown::Read).ok();
             socket.set_nonblocking(true).ok();
         });
-        self.lock().0.two_open.push(identity);
+        lock(&self.known).two_open.push(identity);
     }
 
     /// Closes a stream's connection. Its descriptors may be another's afterwards.
     pub fn end_stream(&self, identity: Identity) {
         self.close(identity);
-        let mut known = self.lock().0;
+        let mut known = lock(&self.known);
         known.two_open.retain(|other| *other != identity);
         for descriptor in identity.descriptors {
             if known.owner_of(descriptor) == identity.cookie {
@@ -132,132 +166,113 @@ impl Sockets {
 
     /// All open connections but streams. `is_thorough` finds those, too, that are above many closed descriptors.
     pub fn connections(&self, is_thorough: bool) -> Vec<(SocketAddr, Identity)> {
-        let (mut known, mut hand) = self.lock();
-        if is_thorough {
-            known.look_at(open_descriptors(), false, &mut hand);
-        } else {
-            known.look_at(0.., true, &mut hand);
-        }
-        let ours = |peer: &SocketAddr| Some((*peer, self.identify(&known, &mut hand, *peer)?));
+        let mut known = lock(&self.known);
+        known.look(if is_thorough { Reach::Everywhere } else { Reach::Far });
+        let ours = |peer: &SocketAddr| Some((*peer, self.identify(&known, *peer)?));
         known.by_peer.keys().filter_map(ours).collect()
     }
 
     /// Reads nothing more: whoever waits for more of this connection finds its end.
     pub fn shut_read(&self, identity: Identity) {
-        self.with(identity, |socket| socket.shutdown(Shutdown::Read).ok());
+        self.act(identity, |socket| socket.shutdown(Shutdown::Read).ok());
     }
 
     /// Ends both directions, if it is open; what was written before still arrives.
     pub fn close(&self, identity: Identity) {
-        self.with(identity, |socket| socket.shutdown(Shutdown::Both).ok());
+        self.act(identity, |socket| socket.shutdown(Shutdown::Both).ok());
     }
 
     /// Ends both directions, and throws away what tiny_http has not read yet.
     pub fn cut(&self, identity: Identity) {
-        self.with(identity, |socket| {
+        self.act(identity, |socket| {
             socket.shutdown(Shutdown::Both).ok();
             // Nothing more is received when both directions are shut.
-            throw_away(&socket);
+            throw_away(socket);
         });
     }
 
     /// Throws away what was received and not read; says whether more may come.
     pub fn discard(&self, identity: Identity) -> bool {
-        self.with(identity, |socket| throw_away(&socket)) == Some(true)
+        self.act(identity, throw_away) == Some(true)
     }
 
     /// Writes a short text past tiny_http's writer, which nobody may have written to.
     pub fn send(&self, identity: Identity, text: &[u8]) {
-        self.with(identity, |socket| socket.send_with_flags(text, libc::MSG_DONTWAIT).ok());
-    }
-
-    /// What the kernel says; `None` if tiny_http has let go of it.
-    pub fn facts(&self, identity: Identity) -> Option<Facts> {
-        self.with(identity, |socket| facts_of(&socket))?
-    }
-
-    /// Bytes that were written and not acknowledged by the peer.
-    pub fn unacknowledged(&self, identity: Identity) -> Option<u64> {
-        self.with(identity, |socket| queued(&socket, libc::TIOCOUTQ))?
-    }
-
-    /// Whether the descriptor is a socket that listens at `address`.
-    pub fn is_listening(&self, descriptor: RawFd, address: SocketAddr) -> bool {
-        let mut hand = lock(&self.hand);
-        hand.with(descriptor, |socket| {
-            socket.is_listener().unwrap_or(false)
-                && socket.local_addr().is_ok_and(|local| local.as_socket() == Some(address))
-        })
-        .unwrap_or(false)
+        self.act(identity, |socket| socket.send_with_flags(text, libc::MSG_DONTWAIT).ok());
     }
 
     /// Does something with a socket, as long as tiny_http keeps it; also when its connection has ended.
-    fn with<T>(&self, identity: Identity, act: impl FnOnce(SockRef) -> T) -> Option<T> {
-        let mut act = Some(act);
+    fn act<T>(&self, identity: Identity, act: impl Fn(&SockRef) -> T) -> Option<T> {
         let mut hand = lock(&self.hand);
-        identity.descriptors.into_iter().find_map(|descriptor| {
-            let is_it = |socket: &SockRef| cookie_of(socket) == Some(identity.cookie);
-            hand.with(descriptor, |socket| is_it(&socket).then(|| act.take().map(|act| act(socket))))?
-        })?
+        let is_it = |socket: &SockRef| cookie_of(socket.as_raw_fd()) == Some(identity.cookie);
+        let mut act_on = |number| hand.with(number, |socket| is_it(socket).then(|| act(socket))).flatten();
+        identity.descriptors.into_iter().find_map(&mut act_on)
     }
 
-    /// The hand comes last: whoever has it waits for nothing.
-    fn lock(&self) -> (MutexGuard<'_, Known>, MutexGuard<'_, Hand>) {
-        (lock(&self.known), lock(&self.hand))
-    }
-
-    fn identify(&self, known: &Known, hand: &mut Hand, peer: SocketAddr) -> Option<Identity> {
+    fn identify(&self, known: &Known, peer: SocketAddr) -> Option<Identity> {
         let mut identity: Option<Identity> = None;
         for descriptor in known.by_peer.get(&peer)? {
-            let cookie = hand.with(*descriptor, |socket| self.cookie_from(&socket, peer)).flatten();
-            match (cookie, &mut identity) {
-                (Some(cookie), None) => identity = Some(Identity { cookie, descriptors: [*descriptor; 2] }),
+            match (cookie_of(*descriptor), &mut identity) {
                 (Some(cookie), Some(same)) if cookie == same.cookie => same.descriptors[1] = *descriptor,
+                (Some(cookie), None) => {
+                    let found = Identity { cookie, descriptors: [*descriptor; 2] };
+                    identity = self.is_from(found, peer).then_some(found);
+                }
                 _ => {}
             }
         }
         identity
     }
 
-    /// The cookie of a connection from `peer` to our listener.
-    fn cookie_from(&self, socket: &SockRef, peer: SocketAddr) -> Option<u64> {
+    /// Whether it is a connection from `peer` to our listener.
+    fn is_from(&self, identity: Identity, peer: SocketAddr) -> bool {
         // A test has both ends in one process: the other one's peer is our listener.
-        let is_ours = || socket.local_addr().ok()?.as_socket().map(|local| local.port() == self.port);
-        if peer_of(socket) == Some(peer) && is_ours() == Some(true) { cookie_of(socket) } else { None }
+        let ends = |number| Some((peer_of(number)?, local_of(number)?.port()));
+        identity.ask(ends) == Some((peer, self.port))
     }
 }
 
 impl Known {
-    /// Finds the peer of each descriptor that is not a stream's, until many in a row are closed or the end.
-    fn look_at(&mut self, descriptors: impl IntoIterator<Item = RawFd>, stop_early: bool, hand: &mut Hand) {
-        self.note_closed_readers(hand);
+    /// Finds the peer of each descriptor that is not a stream's.
+    fn look(&mut self, reach: Reach) {
+        self.note_closed_readers();
         // Not cleared: a crowd's room would stay.
         self.by_peer = HashMap::new();
-        if !stop_early {
+        let (descriptors, beyond) = match reach {
+            Reach::Everywhere => (open_descriptors(), RawFd::MAX),
+            _ => (self.others.iter().copied().collect(), self.owners.len() as RawFd),
+        };
+        if reach == Reach::Everywhere {
             self.highest = 0;
         }
         let mut closed = 0;
-        for descriptor in descriptors {
+        for descriptor in descriptors.into_iter().chain(beyond..RawFd::MAX) {
             let is_stream = self.owner_of(descriptor) != 0;
-            let peer = if is_stream { Some(None) } else { hand.with(descriptor, |socket| peer_of(&socket)) };
-            closed = if peer.is_some() { 0 } else { closed + 1 };
-            if let Some(Some(peer)) = peer {
-                self.by_peer.entry(peer).or_default().push(descriptor);
+            let peer = if is_stream { Ok(None) } else { end_of(descriptor, libc::getpeername) };
+            match peer {
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => closed += 1,
+                peer => {
+                    (closed, self.highest) = (0, self.highest.max(descriptor));
+                    if let Ok(Some(peer)) = peer {
+                        self.by_peer.entry(peer).or_default().push(descriptor);
+                    }
+                }
             }
-            if closed == 0 {
-                self.highest = self.highest.max(descriptor);
-            } else if stop_early && closed >= CLOSED_IN_A_ROW && descriptor > self.highest {
+            let is_enough = match reach {
+                Reach::Near => closed >= FEW_CLOSED,
+                Reach::Far => closed >= CLOSED_IN_A_ROW && descriptor > self.highest,
+                Reach::Everywhere => false,
+            };
+            if is_enough {
                 return;
             }
         }
     }
 
     /// Notes the owner of each stream's descriptor that is left when its reading thread has ended.
-    fn note_closed_readers(&mut self, hand: &mut Hand) {
+    fn note_closed_readers(&mut self) {
         for identity in std::mem::take(&mut self.two_open) {
-            let mut is_open = |descriptor: RawFd| {
-                hand.with(descriptor, |socket| cookie_of(&socket) == Some(identity.cookie)) == Some(true)
-            };
+            let is_open = |descriptor: RawFd| cookie_of(descriptor) == Some(identity.cookie);
             let [first, second] = identity.descriptors;
             match (is_open(first), is_open(second)) {
                 (true, true) if first != second => self.two_open.push(identity),
@@ -273,11 +288,15 @@ impl Known {
     }
 
     fn set_owner(&mut self, descriptor: RawFd, cookie: u64) {
-        let index = descriptor as usize;
-        if self.owners.len() <= index {
-            self.owners.resize(index + 1, 0);
+        let new = self.owners.len() as RawFd..=descriptor;
+        self.others.extend(new.clone());
+        self.owners.extend(new.map(|_| 0));
+        self.owners[descriptor as usize] = cookie;
+        if cookie == 0 {
+            self.others.insert(descriptor);
+        } else {
+            self.others.remove(&descriptor);
         }
-        self.owners[index] = cookie;
     }
 }
 
@@ -289,12 +308,12 @@ impl Hand {
 
     /// Does something with the socket that has this number; `None` if the number is not open. tiny_http may close its
     /// own descriptor meanwhile: ours names the same socket until this returns.
-    fn with<T>(&mut self, descriptor: RawFd, act: impl FnOnce(SockRef) -> T) -> Option<T> {
+    fn with<T>(&mut self, descriptor: RawFd, act: impl FnOnce(&SockRef) -> T) -> Option<T> {
         // The hand itself is none of tiny_http's.
         if descriptor == self.holding.as_raw_fd() || !self.take(descriptor) {
             return None;
         }
-        let result = act(SockRef::from(&self.holding));
+        let result = act(&SockRef::from(&self.holding));
         self.take(self.nothing.as_raw_fd());
         Some(result)
     }
@@ -325,23 +344,53 @@ fn throw_away(socket: &SockRef) -> bool {
     }
 }
 
-fn peer_of(socket: &SockRef) -> Option<SocketAddr> {
-    socket.peer_addr().ok()?.as_socket()
+fn peer_of(descriptor: RawFd) -> Option<SocketAddr> {
+    end_of(descriptor, libc::getpeername).ok()?
+}
+
+fn local_of(descriptor: RawFd) -> Option<SocketAddr> {
+    end_of(descriptor, libc::getsockname).ok()?
+}
+
+/// The kernel's question for the address of one end of a connection.
+type EndQuestion = unsafe extern "C" fn(RawFd, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+#[allow(unsafe_code)]
+fn end_of(descriptor: RawFd, question: EndQuestion) -> io::Result<Option<SocketAddr>> {
+    // SAFETY: both questions write an address, within the length, to where they are told; a number that names no socket
+    // is an error.
+    let asked = unsafe {
+        SockAddr::try_init(|place, length| match question(descriptor, place.cast(), length) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        })
+    };
+    asked.map(|((), address)| address.as_socket())
+}
+
+/// Reads an option of a socket; returns its length in bytes.
+#[allow(unsafe_code)]
+fn option(descriptor: RawFd, level: libc::c_int, name: libc::c_int, value: &mut [u64]) -> Option<usize> {
+    let mut length = size_of_val(value) as libc::socklen_t;
+    let place = value.as_mut_ptr().cast();
+    // SAFETY: the kernel writes no more than `length` bytes to the place; a number that names no socket is an error.
+    let done = unsafe { libc::getsockopt(descriptor, level, name, place, &raw mut length) };
+    (done == 0).then_some(length as usize)
 }
 
 #[cfg(target_os = "linux")]
-fn cookie_of(socket: &SockRef) -> Option<u64> {
-    socket.cookie().ok()
+fn cookie_of(descriptor: RawFd) -> Option<u64> {
+    let mut cookie = [0];
+    option(descriptor, libc::SOL_SOCKET, libc::SO_COOKIE, &mut cookie).map(|_| cookie[0])
 }
 
 #[cfg(not(target_os = "linux"))]
-fn cookie_of(_socket: &SockRef) -> Option<u64> {
+fn cookie_of(_descriptor: RawFd) -> Option<u64> {
     None
 }
 
 #[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
-fn facts_of(socket: &SockRef) -> Option<Facts> {
+fn facts_of(descriptor: RawFd) -> Option<Facts> {
     /// The state of a connection that both sides use.
     const ESTABLISHED: u8 = 1;
     /// One whose peer has closed its side; the kernel counts the end as a byte.
@@ -349,31 +398,34 @@ fn facts_of(socket: &SockRef) -> Option<Facts> {
     /// Where the kernel's `tcp_info` has `tcpi_bytes_received`, since Linux 4.1; libc's is shorter.
     const RECEIVED: usize = 128 / size_of::<u64>();
     let mut info = [0u64; 32];
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    let place = info.as_mut_ptr().cast();
-    // SAFETY: the descriptor is open, and the kernel writes no more than `length` bytes to the place.
-    let done = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length)
-    };
-    if done != 0 || (length as usize) < (RECEIVED + 1) * size_of::<u64>() {
+    let length = option(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    if length < (RECEIVED + 1) * size_of::<u64>() {
         return None;
     }
     let state = info[0].to_ne_bytes()[0];
     let received = info[RECEIVED].saturating_sub(u64::from(state == CLOSE_WAIT));
-    Some(Facts { received, unread: queued(socket, libc::FIONREAD)?, is_open: state == ESTABLISHED })
+    Some(Facts { received, unread: queued(descriptor, libc::FIONREAD)?, is_open: state == ESTABLISHED })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn facts_of(_socket: &SockRef) -> Option<Facts> {
+fn facts_of(_descriptor: RawFd) -> Option<Facts> {
     None
 }
 
 #[allow(unsafe_code)]
-fn queued(socket: &SockRef, which: libc::Ioctl) -> Option<u64> {
+fn queued(descriptor: RawFd, which: libc::Ioctl) -> Option<u64> {
     let mut count: libc::c_int = 0;
-    // SAFETY: the descriptor is open; both requests write one int to where they are told.
-    let done = unsafe { libc::ioctl(socket.as_raw_fd(), which, &raw mut count) };
+    // SAFETY: both requests write one int to where they are told; a number that names no socket is an error.
+    let done = unsafe { libc::ioctl(descriptor, which, &raw mut count) };
     (done == 0).then_some(count as u64)
+}
+
+/// Whether the descriptor is a socket that listens at `address`.
+pub(super) fn is_listening(descriptor: RawFd, address: SocketAddr) -> bool {
+    let mut listens = [0];
+    option(descriptor, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, &mut listens).is_some()
+        && listens != [0]
+        && local_of(descriptor) == Some(address)
 }
 
 /// Ends `accept` in whatever thread waits in it, and refuses who comes later.
@@ -422,24 +474,24 @@ mod tests {
         // As the keeper does now and then.
         assert_eq!(sockets.connections(true).len(), 1);
         drop(others);
-        sockets.lock().0.by_peer.clear();
+        lock(&sockets.known).by_peer.clear();
         assert_eq!(client.local_addr().unwrap(), peer);
         assert!(sockets.find(peer).is_some());
     }
 
     #[test]
     fn the_kernel_says_what_came_and_what_was_read() {
-        let (_listener, mut client, mut accepted, sockets, identity) = accepted();
+        let (_listener, mut client, mut accepted, _sockets, identity) = accepted();
         let none = Facts { received: 0, unread: 0, is_open: true };
-        assert_eq!(sockets.facts(identity), Some(none));
+        assert_eq!(identity.facts(), Some(none));
         client.write_all(b"12345").unwrap();
-        assert_eq!(sockets.facts(identity), Some(Facts { received: 5, unread: 5, is_open: true }));
+        assert_eq!(identity.facts(), Some(Facts { received: 5, unread: 5, is_open: true }));
         io::Read::read_exact(&mut accepted, &mut [0; 2]).unwrap();
-        assert_eq!(sockets.facts(identity), Some(Facts { received: 5, unread: 3, is_open: true }));
+        assert_eq!(identity.facts(), Some(Facts { received: 5, unread: 3, is_open: true }));
         client.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(sockets.facts(identity), Some(Facts { received: 5, unread: 3, is_open: false }));
+        assert_eq!(identity.facts(), Some(Facts { received: 5, unread: 3, is_open: false }));
         drop(accepted);
-        assert_eq!(sockets.facts(identity), None);
+        assert_eq!(identity.facts(), None);
     }
 
     #[test]
@@ -447,7 +499,7 @@ mod tests {
         let (_listener, client, accepted, sockets, identity) = accepted();
         sockets.close(identity);
         drop(accepted);
-        assert_eq!(sockets.facts(identity), None);
+        assert_eq!(identity.facts(), None);
         client.set_read_timeout(None).unwrap();
         assert_eq!(io::Read::read(&mut &client, &mut [0]).unwrap(), 0);
     }

@@ -4,7 +4,7 @@
 //! request here, in the order it came; `server` gets it with a [`Turn`]; `keeper` goes through the table and closes
 //! what takes too long. The one rule: whoever holds the turn writes, and nobody else.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tiny_http::{Header, Request};
 
 use crate::http::body::has_body_to_come;
+use crate::http::listener::Limits;
 use crate::http::socket::{Identity, Sockets};
 use crate::lock::lock;
 use crate::metrics::Metrics;
@@ -36,24 +37,11 @@ const DISCARD: Duration = Duration::from_millis(20);
 /// when that fails, the process ends.
 const MAX_DROPPED_BODY: usize = 64 << 20;
 
-/// What a connection may take its time for.
-#[derive(Clone)]
-pub(super) struct Patience {
-    /// Until a request has arrived whole, but for a long body.
-    pub head: Duration,
-    /// Between requests.
-    pub idle: Duration,
-    /// Without progress on writing an answer.
-    pub write: Duration,
-    /// How many request threads may wait for slow peers at once; the others serve the rest.
-    pub slow: usize,
-}
-
 /// Every open connection.
 pub(super) struct Table {
     pub sockets: Sockets,
-    pub connections: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
-    pub patience: Patience,
+    connections: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
+    pub limits: Limits,
     parked_bytes: AtomicUsize,
     slow: AtomicUsize,
     metrics: Arc<Metrics>,
@@ -61,7 +49,7 @@ pub(super) struct Table {
 
 /// One of them.
 pub(super) struct Connection {
-    peer: SocketAddr,
+    pub peer: SocketAddr,
     /// `None` where the socket was not found: its connection has ended already.
     pub identity: Option<Identity>,
     pub state: Mutex<Standing>,
@@ -148,11 +136,11 @@ pub(super) enum Begun {
 
 impl Table {
     /// A table of the connections to the listener at `address`.
-    pub fn new(address: SocketAddr, patience: Patience, metrics: Arc<Metrics>) -> io::Result<Table> {
+    pub fn new(address: SocketAddr, limits: Limits, metrics: Arc<Metrics>) -> io::Result<Table> {
         Ok(Table {
             sockets: Sockets::new(address)?,
             connections: Mutex::default(),
-            patience,
+            limits,
             parked_bytes: AtomicUsize::new(0),
             slow: AtomicUsize::new(0),
             metrics,
@@ -163,32 +151,55 @@ impl Table {
     /// is not would block (`util/sequential.rs:142`). Must be called in the order in which requests were taken.
     pub fn begin(self: &Arc<Self>, request: Request) -> Begun {
         let Some(peer) = request.remote_addr().copied() else { return Begun::Late(request) };
+        let known = |connection: &Connection| self.is_still(connection);
+        let connection = entry(&mut lock(&self.connections), peer, known, || self.sockets.find(peer));
+        let mut state = lock(&connection.state);
+        let most = match state.doing {
+            Doing::Arriving | Doing::Idle => {
+                let is_first = state.doing == Doing::Arriving;
+                state.enter(Doing::Answering { body_until: None });
+                return Begun::Turn { request, turn: Turn::new(self, &connection), is_first };
+            }
+            Doing::Closed => return Begun::Late(request),
+            Doing::Answering { .. } => MAX_PARKED,
+            Doing::Streaming => MAX_PARKED_BEHIND_STREAM,
+        };
+        let has_room = self.park(&mut state, request, most);
+        drop(state);
+        if has_room { Begun::Parked } else { Begun::TooMany(connection) }
+    }
+
+    /// All connections that are open and no streams; new ones where they have sent no request yet.
+    pub fn open_connections(&self, is_thorough: bool) -> Vec<(Arc<Connection>, Identity)> {
+        let found = self.sockets.connections(is_thorough);
         let mut connections = lock(&self.connections);
-        if let Some(connection) = connections.get(&peer)
-            && self.is_still(connection)
-        {
-            let mut state = lock(&connection.state);
-            let most = match state.doing {
-                Doing::Arriving | Doing::Idle => {
-                    let is_first = state.doing == Doing::Arriving;
-                    state.enter(Doing::Answering { body_until: None });
-                    return Begun::Turn { request, turn: Turn::new(self, connection), is_first };
-                }
-                Doing::Closed => return Begun::Late(request),
-                Doing::Answering { .. } => MAX_PARKED,
-                Doing::Streaming => MAX_PARKED_BEHIND_STREAM,
+        let with_identity = |(peer, identity)| {
+            let is_it = |connection: &Connection| match connection.identity {
+                Some(known) => known == identity,
+                // It was not found when it asked, and is being answered all the same.
+                None => lock(&connection.state).is_held(),
             };
-            return if self.park(&mut state, request, most) {
-                Begun::Parked
-            } else {
-                Begun::TooMany(Arc::clone(connection))
-            };
+            (entry(&mut connections, peer, is_it, || Some(identity)), identity)
+        };
+        found.into_iter().map(with_identity).collect()
+    }
+
+    /// Takes connections off the table that have gone since the look at `now`; returns how many.
+    pub fn forget_gone(&self, open: &[(Arc<Connection>, Identity)], now: Instant) -> usize {
+        let open: HashSet<Identity> = open.iter().map(|(_, identity)| *identity).collect();
+        let mut connections = lock(&self.connections);
+        let before = connections.len();
+        connections.retain(|_, connection| {
+            let state = lock(&connection.state);
+            let is_open = connection.identity.is_some_and(|identity| open.contains(&identity));
+            // A connection that began after this look is not among those that were found.
+            is_open || state.is_held() || state.since >= now
+        });
+        if connections.capacity() > 4 * connections.len() {
+            // A crowd's room goes with it.
+            connections.shrink_to_fit();
         }
-        let doing = Doing::Answering { body_until: None };
-        let connection = Connection::new(peer, self.sockets.find(peer), doing);
-        let turn = Turn::new(self, &connection);
-        connections.insert(peer, connection);
-        Begun::Turn { request, turn, is_first: true }
+        before - connections.len()
     }
 
     /// Keeps a request for later; says whether there was room for it.
@@ -215,11 +226,6 @@ impl Table {
         self.close(connection);
     }
 
-    /// Drops a request that came after the end of its connection.
-    pub fn drop_late(&self, request: Request) {
-        self.dismiss(request);
-    }
-
     /// Closes whatever is open but streams.
     pub fn close_all(&self) {
         for (_, identity) in self.sockets.connections(true) {
@@ -244,7 +250,7 @@ impl Table {
     /// Lets go of a request that is not answered, on a connection that is closed. What is unread of its body is read, so
     /// this blocks until it has come or its socket is shut. Returns the writer: what waits behind it in tiny_http may write
     /// when it is dropped.
-    fn dismiss(&self, request: Request) -> Option<Box<dyn Write + Send>> {
+    pub fn dismiss(&self, request: Request) -> Option<Box<dyn Write + Send>> {
         if request.body_length().is_some_and(|length| length > MAX_DROPPED_BODY) {
             // Costs its reading thread and two descriptors for good.
             self.metrics.abandoned_requests.add(1);
@@ -255,16 +261,30 @@ impl Table {
     }
 }
 
-impl Connection {
-    pub fn new(peer: SocketAddr, identity: Option<Identity>, doing: Doing) -> Arc<Connection> {
-        let seen = Seen::default();
-        let state = Standing { doing, since: Instant::now(), seen, parked: VecDeque::new() };
-        Arc::new(Connection { peer, identity, state: Mutex::new(state) })
+/// The connection from a peer, if there is one and it is the right one; else a new one.
+fn entry(
+    connections: &mut HashMap<SocketAddr, Arc<Connection>>,
+    peer: SocketAddr,
+    is_it: impl Fn(&Connection) -> bool,
+    identity: impl FnOnce() -> Option<Identity>,
+) -> Arc<Connection> {
+    if let Some(connection) = connections.get(&peer).filter(|connection| is_it(connection)) {
+        return Arc::clone(connection);
     }
+    let seen = Seen::default();
+    let state = Standing { doing: Doing::Arriving, since: Instant::now(), seen, parked: VecDeque::new() };
+    let connection = Arc::new(Connection { peer, identity: identity(), state: Mutex::new(state) });
+    connections.insert(peer, Arc::clone(&connection));
+    connection
 }
 
 impl Standing {
-    pub fn enter(&mut self, doing: Doing) {
+    /// Whether somebody has its turn.
+    fn is_held(&self) -> bool {
+        matches!(self.doing, Doing::Answering { .. } | Doing::Streaming)
+    }
+
+    fn enter(&mut self, doing: Doing) {
         self.doing = doing;
         self.since = Instant::now();
         self.seen = Seen { is_cut: self.seen.is_cut, ..Seen::default() };
@@ -288,7 +308,7 @@ impl Turn {
 
     /// How long an answer may take without progress.
     pub fn write_patience(&self) -> Duration {
-        self.table.patience.write
+        self.table.limits.write
     }
 
     /// Who is at the other end.
@@ -317,7 +337,7 @@ impl Turn {
 
     /// Whether the peer has closed its side, or could have: where sockets can be found, one that is not has ended.
     pub fn has_ended(&self) -> bool {
-        let facts = self.connection.identity.and_then(|identity| self.table.sockets.facts(identity));
+        let facts = self.connection.identity.and_then(Identity::facts);
         facts.map_or(cfg!(target_os = "linux"), |facts| !facts.is_open)
     }
 
@@ -446,7 +466,7 @@ impl SlowPlace {
     /// Says whether there was one left.
     pub fn take(&mut self) -> bool {
         if !self.is_taken {
-            self.is_taken = self.table.slow.fetch_add(1, Ordering::AcqRel) < self.table.patience.slow;
+            self.is_taken = self.table.slow.fetch_add(1, Ordering::AcqRel) < self.table.limits.slow();
             if !self.is_taken {
                 self.table.slow.fetch_sub(1, Ordering::AcqRel);
             }
@@ -478,7 +498,7 @@ impl Write for StreamWire {
 
 impl Wire for StreamWire {
     fn unacknowledged(&self) -> Option<u64> {
-        self.0.table.sockets.unacknowledged(self.0.connection.identity?)
+        self.0.connection.identity?.unacknowledged()
     }
 }
 
@@ -505,8 +525,7 @@ mod tests {
     fn take(bytes: &str, count: usize) -> (Arc<Table>, TcpStream, VecDeque<Request>) {
         let http = tiny_http::Server::http("127.0.0.1:0").expect("a free port");
         let address = http.server_addr().to_ip().expect("a port");
-        let patience = Patience { head: TEN, idle: TEN, write: TEN, slow: usize::MAX };
-        let table = Arc::new(Table::new(address, patience, Arc::default()).expect("descriptors"));
+        let table = Arc::new(Table::new(address, Limits::all(TEN), Arc::default()).expect("descriptors"));
         let mut client = TcpStream::connect(address).expect("it listens");
         client.write_all(bytes.as_bytes()).expect("it reads");
         let requests = (0..count).map(|_| http.recv().expect("it accepts")).collect();
