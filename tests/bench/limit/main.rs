@@ -187,7 +187,7 @@ impl Bench {
             };
             let passing = |index: usize, case: usize| median(passing[case].iter().map(|both| both[index]));
             // Threads that share a core pass one after the other, and then a pass of one says little.
-            if cores > 1 || threads == 1 {
+            if threads <= cores {
                 note("a pass over 4,000 subscribers that sleep", &|case| passing(0, case));
             }
             note("processor time of an event to 4,000 that sleep", &|case| passing(1, case));
