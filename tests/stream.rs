@@ -155,6 +155,22 @@ fn a_late_client_gets_the_document_and_then_every_change_while_four_publishers_w
 }
 
 #[test]
+fn metrics_count_the_passes_of_every_fan_out_thread_and_their_time() {
+    let server = start_with(|config| config.threads = 2);
+    let address = server.address();
+    put(address, "/state/a", "1");
+    let value = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).trim().to_owned()
+    };
+    let is_passed = |text: &String| value(text, "statecast_pass_seconds_count ") == "2";
+    let text = wait_until(|| get(address, "/metrics").body, is_passed);
+    assert!(text.contains("\n# TYPE statecast_pass_seconds summary\n"), "{text}");
+    let seconds: f64 = value(&text, "statecast_pass_seconds_sum ").parse().unwrap();
+    assert!(seconds < DEADLINE.as_secs_f64(), "{text}");
+}
+
+#[test]
 fn a_client_resumes_by_header_and_by_both_query_names() {
     let server = start();
     let address = server.address();

@@ -160,13 +160,15 @@ mod tests {
 
     #[test]
     fn a_wrong_option_is_one_line_that_says_what_would_be_right() {
-        let table: [(&[&str], &str); 18] = [
+        let table: [(&[&str], &str); 19] = [
             (&["--heartbeat", "15"], "--heartbeat \"15\": must be a time, such as 500ms, 15s or 2m"),
             (&["--heartbeat", "0s"], "--heartbeat \"0s\": must be a time from 1ms to 24h"),
             (
                 &["--heartbeat", "99999999999999999999s"],
                 "--heartbeat \"99999999999999999999s\": must be a time, such as 500ms, 15s or 2m",
             ),
+            (&["--threads", "65"], "--threads \"65\": must be a number up to 64"),
+            (&["--threads", "-1"], "--threads \"-1\": must be a number up to 64"),
             (&["--history", "4X"], "--history \"4X\": must be a size, such as 65536, 64K or 4M"),
             (&["--history", "-1"], "--history \"-1\": must be a size, such as 65536, 64K or 4M"),
             (&["--max-clients", "0"], "--max-clients \"0\": must be a number from 1"),
