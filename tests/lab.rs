@@ -583,8 +583,9 @@ fn a_client_that_keeps_to_the_standard_survives_every_fault_in_turn() {
     assert!(other.ends_cleanly(), "the restart is the last fault of the list");
 }
 
+// Not in WebKit, which puts the half of an event that was cut before the first event of the next stream.
 tests_in_browsers! {
-    a_real_event_source_reads_every_odd_stream_as_the_same_events: chromium, firefox, webkit;
+    a_real_event_source_reads_every_odd_stream_as_the_same_events: chromium, firefox;
 }
 
 fn a_real_event_source_reads_every_odd_stream_as_the_same_events(browser: &str) {
