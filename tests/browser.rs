@@ -266,8 +266,7 @@ fn a_page_that_was_left_and_came_back_is_one_client(browser: &str) {
         }
         patch(address, "/state", &format!(r#"{{"back":{round}}}"#));
         wait_for_document(&browser, &json!({"away": round, "back": round}));
-        let clients = clients(address);
-        assert_eq!(clients.len(), 1, "{clients:?}");
+        wait_for_clients(address, 1);
     }
 }
 
