@@ -30,7 +30,9 @@ tests_in_browsers! {
     a_key_is_shown_whatever_it_is_called_and_a_value_whatever_it_says: chromium, firefox, webkit;
     a_page_that_was_left_and_came_back_is_one_client: chromium, firefox, webkit;
     a_one_off_event_is_shown_if_it_is_a_message_or_was_asked_for: chromium, firefox;
-    axe_finds_nothing_serious_in_light_and_in_dark: chromium;
+    axe_finds_nothing_serious_in_light_and_in_dark_with_the_tour_closed_and_open: chromium;
+    no_panel_overlaps_another_however_wide_the_window_is: chromium, firefox, webkit;
+    the_first_paint_does_not_wait_for_the_stream: chromium, firefox, webkit;
     ten_thousand_keys_and_thousands_of_events_keep_the_lists_bounded_and_the_document_right: chromium, firefox;
     the_page_fits_a_desk_and_a_telephone_in_light_and_in_dark: chromium, firefox, webkit;
 }
@@ -264,8 +266,7 @@ fn a_page_that_was_left_and_came_back_is_one_client(browser: &str) {
         }
         patch(address, "/state", &format!(r#"{{"back":{round}}}"#));
         wait_for_document(&browser, &json!({"away": round, "back": round}));
-        let clients = clients(address);
-        assert_eq!(clients.len(), 1, "{clients:?}");
+        wait_for_clients(address, 1);
     }
 }
 
@@ -304,7 +305,7 @@ fn the_page_is_plain_and_small() {
     assert!(size <= 90 << 10, "{size} bytes");
 }
 
-fn axe_finds_nothing_serious_in_light_and_in_dark(browser: &str) {
+fn axe_finds_nothing_serious_in_light_and_in_dark_with_the_tour_closed_and_open(browser: &str) {
     let axe = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node_modules/axe-core/axe.min.js");
     let axe = fs::read_to_string(&axe)
         .unwrap_or_else(|error| panic!("{}: {error}; tests/all installs it", axe.display()));
@@ -313,12 +314,13 @@ fn axe_finds_nothing_serious_in_light_and_in_dark(browser: &str) {
     put(address, "/state", HOUSE);
     let browser = Browser::start_named(browser);
     open(&browser, address, "");
-    browser.click("#tour > summary");
-    browser.click("#tour details summary");
     show_wire(&browser);
     wait_for_event(&browser, patch(address, "/state/kitchen", r#"{"temp":21.5}"#));
     wait_until(|| browser.text("#clients"), |rows| rows.contains("the wire"));
-    for scheme in ["light", "dark"] {
+    for (scheme, has_tour) in [("light", false), ("dark", false), ("dark", true), ("light", true)] {
+        if has_tour && scheme == "dark" {
+            open_tour(&browser);
+        }
         browser.prefer(scheme);
         wait_until_still(&browser);
         let script = format!(
@@ -328,9 +330,64 @@ fn axe_finds_nothing_serious_in_light_and_in_dark(browser: &str) {
                 .map(({{ id, nodes }}) => [id, ...nodes.map(({{ html, failureSummary }}) => html + failureSummary)])])"
         );
         let found = browser.run(&script, &[]);
-        assert_eq!(found[1], json!([]), "{scheme}");
+        assert_eq!(found[1], json!([]), "{scheme}, tour: {has_tour}");
         assert!(found[0].as_u64() > Some(20), "{found}");
     }
+}
+
+fn no_panel_overlaps_another_however_wide_the_window_is(browser: &str) {
+    let server = start();
+    let address = server.address();
+    let browser = Browser::start_named(browser);
+    open(&browser, address, "");
+    let assert_apart = |what: &str| {
+        wait_until_still(&browser);
+        for width in [320, 390, 768, 1_280, 1_920] {
+            browser.resize(width, 900);
+            let overlaps = browser.run(OVERLAPS, &[]);
+            assert_eq!(overlaps[1], json!([]), "{width} px wide, {what}");
+            assert!(overlaps[0].as_u64() >= Some(5), "{overlaps} panels, {width} px wide, {what}");
+        }
+    };
+    assert_apart("an empty document");
+    browser.resize(1_280, 900);
+    wait_for_event(&browser, put(address, "/state", HOUSE));
+    show_wire(&browser);
+    wait_until(|| browser.text("#clients"), |rows| rows.contains("the wire"));
+    assert_apart("a document, and the wire");
+    browser.resize(1_280, 900);
+    open_tour(&browser);
+    assert_apart("the tour");
+}
+
+/// How many panels are in the page, and which lie over one another by a pixel or more, and how much.
+const OVERLAPS: &str = "scrollTo(0, 0);
+    const panels = Array.from(document.querySelectorAll('main > *'))
+        .filter((panel) => panel.getClientRects().length > 0)
+        .map((panel) => [panel.id || panel.className, panel.getBoundingClientRect()]);
+    const overlaps = panels.flatMap(([name, one], index) => panels.slice(index + 1).flatMap(([other, two]) => {
+        const width = Math.min(one.right, two.right) - Math.max(one.left, two.left);
+        const height = Math.min(one.bottom, two.bottom) - Math.max(one.top, two.top);
+        return width >= 1 && height >= 1 ? [`${name} and ${other}: ${Math.round(width)} x ${Math.round(height)}`] : [];
+    }));
+    return [panels.length, overlaps]";
+
+fn the_first_paint_does_not_wait_for_the_stream(browser: &str) {
+    let server = start_with(|config| config.lab = true);
+    let address = server.address();
+    let silence = request(address, "POST", "/lab/server/delay?for=5m&by=5m", &[], "");
+    assert_eq!(silence.status, 200, "{}", silence.body);
+    let browser = Browser::start_named(browser);
+    browser.open(&format!("http://{address}/"));
+    let painted = "return performance.getEntriesByName('first-contentful-paint').length";
+    wait_until(|| browser.run(painted, &[]), |painted| *painted == 1);
+    let panels = ["connection", "document", "publish", "wire", "events", "clients"];
+    let seen = "return document.querySelector(`main > .${arguments[0]}`).getBoundingClientRect().height > 0";
+    for panel in panels {
+        assert_eq!(browser.run(seen, &[panel]), true, "{panel}");
+    }
+    assert_eq!(browser.attribute("#state", "data-state"), "connecting");
+    assert_eq!(browser.text("#count"), "0");
 }
 
 fn ten_thousand_keys_and_thousands_of_events_keep_the_lists_bounded_and_the_document_right(browser: &str) {

@@ -15,7 +15,7 @@ use page::*;
 use serde_json::json;
 use statecast::Server;
 use support::*;
-use webdriver::Browser;
+use webdriver::{Browser, tests_in_browsers};
 
 fn start_lab() -> Server {
     start_with(|config| {
@@ -52,12 +52,14 @@ fn faults(address: SocketAddr) -> Vec<(String, String, String)> {
     faults
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn the_page_heals_from_every_fault_and_shows_the_right_document() {
+tests_in_browsers! {
+    the_page_heals_from_every_fault_and_shows_the_right_document: chromium, firefox, webkit;
+}
+
+fn the_page_heals_from_every_fault_and_shows_the_right_document(browser: &str) {
     let server = start_lab();
     let address = server.address();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     browser
         .run("globalThis.reasons = []; statecast.on('state', ({ reason }) => { reasons.push(reason) })", &[]);

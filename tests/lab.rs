@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use statecast::{EventId, Server};
 use support::*;
-use webdriver::Browser;
+use webdriver::{Browser, tests_in_browsers};
 
 fn start_lab() -> Server {
     start_with(|config| config.lab = true)
@@ -583,12 +583,15 @@ fn a_client_that_keeps_to_the_standard_survives_every_fault_in_turn() {
     assert!(other.ends_cleanly(), "the restart is the last fault of the list");
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_real_event_source_reads_every_odd_stream_as_the_same_events() {
+// Not in WebKit, which puts the half of an event that was cut before the first event of the next stream.
+tests_in_browsers! {
+    a_real_event_source_reads_every_odd_stream_as_the_same_events: chromium, firefox;
+}
+
+fn a_real_event_source_reads_every_odd_stream_as_the_same_events(browser: &str) {
     let server = start_with(|config| (config.lab, config.retry) = (true, Duration::from_millis(100)));
     let address = server.address();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     // A page of the same origin that does nothing by itself.
     browser.open(&format!("http://{address}/healthz"));
     let script = "window.seen = [];
@@ -619,7 +622,9 @@ fn a_real_event_source_reads_every_odd_stream_as_the_same_events() {
             let expected = other.next_but_heartbeats();
             assert_eq!((name, last_event_id), (&expected.name, &id.to_string()), "{fault}");
             if name == "update" {
-                assert_eq!(serde_json::from_str::<Value>(data).unwrap(), expected.json(), "{fault}");
+                let seen: Value =
+                    serde_json::from_str(data).unwrap_or_else(|error| panic!("{fault}: {error} in {data:?}"));
+                assert_eq!(seen, expected.json(), "{fault}");
             } else {
                 assert_eq!(data, &expected.data, "{fault}");
             }

@@ -54,6 +54,12 @@ pub fn assert_no_complaint(browser: &Browser) {
     assert!(!console.iter().any(is_complaint), "{console:?}");
 }
 
+/// Opens the tour at its first step.
+pub fn open_tour(browser: &Browser) {
+    browser.run("scrollTo(0, 0)", &[]);
+    browser.click("#tour-open, #tour > summary");
+}
+
 /// Shows the wire and waits for its first event.
 pub fn show_wire(browser: &Browser) {
     browser.click("#wire-show");
