@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_wrong_option_is_one_line_that_says_what_would_be_right() {
-        let table: [(&[&str], &str); 19] = [
+        let table: [(&[&str], &str); 20] = [
             (&["--heartbeat", "15"], "--heartbeat \"15\": must be a time, such as 500ms, 15s or 2m"),
             (&["--heartbeat", "0s"], "--heartbeat \"0s\": must be a time from 1ms to 24h"),
             (
