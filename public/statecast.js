@@ -80,6 +80,7 @@ globalThis.Statecast = class Statecast {
   hello = null;
   leads = false;
   #url;
+  #nobody = 'nobody answers'; // Why nothing came. Of another origin the browser does not say more.
   #withCredentials;
   #names; // Events that this page listens to.
   #allNames; // Those of the other tabs, too, because any of them may come to lead.
@@ -100,6 +101,7 @@ globalThis.Statecast = class Statecast {
 
   constructor(url = '/events', { events = ['message'], withCredentials = false, share = true } = {}) {
     this.#url = new URL(url, document.baseURI);
+    if (this.#url.origin !== location.origin) this.#nobody += ', or --allow-origin does not list this page';
     this.#withCredentials = withCredentials;
     this.#sharedName = share ? `statecast ${withCredentials} ${this.#url}` : null;
     this.#names = new Set(['error', 'hello', 'init', 'update', 'heartbeat', ...events]);
@@ -295,7 +297,7 @@ globalThis.Statecast = class Statecast {
     if (type !== 'error') this.#take(type, data, lastEventId);
     else if (this.#source.readyState === EventSource.CLOSED) this.#probe(this.#source);
     else if (this.state === 'open') this.#become('lost', 'the stream ended; the browser keeps trying');
-    else this.#become('lost', 'nobody answers; the browser keeps trying');
+    else this.#become('lost', `${this.#nobody}; the browser keeps trying`);
   };
 
   // The browser gives up at an answer it cannot use, and does not say what that was, nor when to come back.
@@ -304,7 +306,7 @@ globalThis.Statecast = class Statecast {
     const credentials = this.#withCredentials ? 'include' : 'same-origin';
     const options = { credentials, cache: 'no-store', signal: AbortSignal.timeout(SLOW_MS) };
     const answer = await fetch(this.#url, options).catch(() => null);
-    const reason = answer ? await this.#explain(answer) : 'nobody answers';
+    const reason = answer ? await this.#explain(answer) : this.#nobody;
     if (this.#source === source) this.#retry(reason, answer ? retryAfter(answer.headers) : 0);
   }
 
@@ -389,9 +391,7 @@ globalThis.Statecast = class Statecast {
 
   #become(state, reason, retryAt = null) {
     const isNews = state !== this.state || reason !== this.reason || retryAt !== this.retryAt;
-    this.state = state;
-    this.reason = reason;
-    this.retryAt = retryAt;
+    Object.assign(this, { state, reason, retryAt });
     this.#watch();
     this.#postState();
     if (isNews) this.#tell('state', { state, reason, retryAt });

@@ -7,7 +7,7 @@ mod support;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
-use statecast::{Origin, Token};
+use statecast::{Config, Origin, Token};
 use support::*;
 
 #[test]
@@ -422,4 +422,32 @@ fn the_page_is_careful() {
     for part in page.body.split("<script").skip(1) {
         assert!(part.starts_with(" src=") || part.starts_with(" defer src="), "no inline script: {part:.60}");
     }
+}
+
+#[test]
+fn a_page_learns_what_it_may_do_and_whether_a_token_would_help_without_being_refused() {
+    let asked = |configure: fn(&mut Config), path: &str, headers: &[(&str, &str)]| {
+        let server = start_with(configure);
+        let answer = request(server.address(), "OPTIONS", path, headers, "");
+        assert_eq!(answer.status, 204);
+        (answer.header("Allow").unwrap().to_owned(), answer.header("WWW-Authenticate").map(str::to_owned))
+    };
+    let with_tokens = |config: &mut Config| {
+        config.publish_token = Token::new("writer").ok();
+        config.subscribe_token = Token::new("reader").ok();
+    };
+    let none = |_: &mut Config| ();
+    let allowed = |methods: &str| (methods.to_owned(), None);
+    let with_token = |methods: &str| (methods.to_owned(), Some("Bearer".to_owned()));
+    let reader = [("Authorization", "Bearer reader")];
+    let writer = [("Authorization", "Bearer writer")];
+    assert_eq!(asked(none, "/clients", &[]), allowed("GET, HEAD, OPTIONS"));
+    assert_eq!(asked(none, "/events/a", &[]), allowed("GET, HEAD, POST, OPTIONS"));
+    // No token would help.
+    assert_eq!(asked(none, "/clients", &[("Host", "evil.example")]), allowed("OPTIONS"));
+    assert_eq!(asked(with_tokens, "/clients", &[]), with_token("OPTIONS"));
+    assert_eq!(asked(with_tokens, "/clients", &reader), with_token("OPTIONS"));
+    assert_eq!(asked(with_tokens, "/clients", &writer), allowed("GET, HEAD, OPTIONS"));
+    assert_eq!(asked(with_tokens, "/events", &[]), with_token("POST, OPTIONS"));
+    assert_eq!(asked(with_tokens, "/events", &reader), allowed("GET, HEAD, POST, OPTIONS"));
 }

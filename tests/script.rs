@@ -219,6 +219,28 @@ fn a_hello_that_is_none_is_one_more_try_after_a_while_and_not_a_storm() {
 
 #[test]
 #[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn where_the_browser_hides_why_another_origin_gave_nothing_the_script_says_both_reasons() {
+    const HIDDEN: &str = "nobody answers, or --allow-origin does not list this page";
+    let unlisted = start();
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = serve(|_| String::new());
+    let browser = open(address);
+    let ask = "const [stream] = arguments;
+        return new Promise((resolve) => {
+            const statecast = new Statecast(stream, { share: false });
+            statecast.on('state', ({ state, reason }) => {
+                if (state === 'waiting' || /^nobody/.test(reason)) resolve(reason);
+            });
+        })";
+    assert_eq!(browser.run(ask, &[&format!("http://{}/events", unlisted.address())]), HIDDEN);
+    let reason = browser.run(ask, &[&format!("http://{gone}/events")]);
+    assert_eq!(reason, format!("{HIDDEN}; the browser keeps trying"));
+    // Of its own origin it can be sure.
+    assert_eq!(browser.run(ask, &["/events"]), "nobody answers; the browser keeps trying");
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
 fn a_retry_of_centuries_is_not_waited_for_and_the_script_asks_by_itself() {
     // Three line ends: it closes then.
     let stream = |retry: &str| format!("{}retry: {retry}\n\n\n", hello(r#"{"heartbeat_ms":15000}"#));

@@ -10,17 +10,21 @@ mod webdriver;
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use page::*;
 use serde_json::{Value, json};
+use statecast::{Server, Token};
 use support::*;
 use webdriver::Browser;
 
 const README: &str = include_str!("../README.md");
 const PAGE: &str = include_str!("../public/index.html");
 
-/// One experiment: its title, and what to do, what to see, and why, as plain text in one line each.
-type Experiment = (String, [String; 3]);
+/// One experiment: its title, and what to do, what to expect, what to see, and why, as plain text in one line each.
+type Experiment = (String, [String; 4]);
+
+const WORDS: [&str; 4] = ["Do", "Expect", "See", "Because"];
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -35,21 +39,22 @@ fn of_readme() -> Vec<Experiment> {
     let tour = between(README, "\n## A tour\n", "\n## ");
     let parts = tour.split("\n### ").skip(1).map(|part| {
         let (title, text) = part.split_once('\n').unwrap();
-        let told = ["Do", "See", "Because"]
-            .map(|word| one_line(&between(text, &format!("- *{word}:* "), "\n- *").replace('`', "")));
+        let told =
+            WORDS.map(|word| one_line(&between(text, &format!("- *{word}:* "), "\n- *").replace('`', "")));
         (title.to_owned(), told)
     });
     parts.collect()
 }
 
 fn of_page() -> Vec<Experiment> {
-    let tour = between(PAGE, "id=\"tour\"", "<section");
-    let parts = tour.split("<details name=\"experiment\">").skip(1).map(|part| {
-        let told = ["Do", "See", "Because"].map(|word| {
-            let text = between(part, &format!("<dt>{word}<dd>"), "\n");
-            one_line(&text.replace("<code>", "").replace("</code>", ""))
+    let tour = between(PAGE, "id=\"tour\"", "</aside>");
+    let parts = tour.split("<article").skip(1).map(|part| {
+        let told = WORDS.map(|word| {
+            let text = between(part, &format!("<b>{word}</b> "), "\n").trim_end_matches("</summary>");
+            let plain = ["<code>", "<code class=\"command\">", "</code>"];
+            one_line(&plain.iter().fold(text.to_owned(), |text, tag| text.replace(tag, "")))
         });
-        (between(part, "<h3>", "</h3>").to_owned(), told)
+        (between(part, "<h2>", "</h2>").to_owned(), told)
     });
     parts.collect()
 }
@@ -104,10 +109,6 @@ fn connect_one_answer_brings_retry_hello_and_the_document_and_stays_open() {
     let browser = Browser::start();
     open(&browser, address, "");
 
-    browser.click("#tour > summary");
-    browser.click("#tour details summary");
-    let address_shown = browser.text("#tour details code");
-    assert_eq!(address_shown, format!("http://{address}/"));
     show_wire(&browser);
 
     for line in ["HTTP/1.1 200 OK", "event: init", &format!("id: {id}"), r#"data: {"kitchen":1}"#] {
@@ -170,6 +171,7 @@ fn two_tabs_are_one_client_and_the_one_that_is_left_misses_nothing() {
     let second = browser.new_tab();
     open(&browser, address, "");
     wait_until(|| browser.text("#tabs"), |shown| shown == "2: another has it");
+    wait_until(|| browser.text("#happening"), |told| told.contains("no connection of its own"));
     assert_eq!(clients(address).len(), 1);
     put(address, "/state/before", "1");
     wait_for_document(&browser, &json!({"before": 1}));
@@ -206,7 +208,7 @@ fn kill_what_was_published_meanwhile_comes_once_and_the_document_not_again() {
     assert_eq!(hellos(&browser)[1]["resume"], "replay");
     assert_eq!(events(&browser, "update"), [r#"{"kitchen":2}"#]);
     assert_eq!(events(&browser, "init").len(), 1);
-    assert!(browser.text("#happening").contains("last id"), "{}", browser.text("#happening"));
+    wait_until(|| browser.text("#happening"), |told| told.contains("asked again with its last id"));
     assert_no_complaint(&browser);
 }
 
@@ -222,7 +224,7 @@ fn sleep_a_frozen_server_is_noticed_after_two_heartbeats_and_heals() {
 
     server.signal("STOP");
     wait_until(|| browser.text("#reason"), |reason| reason.starts_with("nothing was heard for "));
-    assert!(browser.text("#happening").contains("two heartbeats"), "{}", browser.text("#happening"));
+    wait_until(|| browser.text("#happening"), |told| told.contains("two heartbeats"));
     server.signal("CONT");
 
     wait_for_state(&browser, &["open"]);
@@ -284,4 +286,395 @@ fn restart_the_new_server_sends_everything_because_it_cannot_know_what_was_misse
     assert_eq!([&hellos[1]["resume"], &hellos[1]["reason"]], ["init", "restart"]);
     put(address, "/state/kitchen", "2");
     wait_for_document(&browser, &json!({"kitchen": 2}));
+}
+
+// --- The strip that leads through the tour ---
+
+const DESK: (u32, u32) = (1_280, 900);
+const TELEPHONE: (u32, u32) = (390, 844);
+
+/// A server on which a tour does not take long.
+fn start_for_tour() -> Server {
+    start_with(|config| {
+        config.lab = true;
+        config.heartbeat = Duration::from_secs(1);
+        config.retry = Duration::from_millis(500);
+        // On a busy machine it may take longer than ten seconds to read on.
+        config.stall = DEADLINE;
+    })
+}
+
+/// Gives the page a window of that size, in CSS pixels that are pixels.
+fn resize(browser: &Browser, (width, height): (u32, u32)) {
+    let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
+    browser.devtools("Emulation.setDeviceMetricsOverride", &size);
+}
+
+/// Of each experiment, an element that shows its effect.
+const EFFECTS: [&str; 7] = [
+    "#wire [data-kind=blank]",
+    "#document .row",
+    "#clients tr.own button",
+    "#events li[data-event=update]",
+    "#heartbeat",
+    "#clients tr.own button",
+    "#events li[data-event=init]",
+];
+
+/// The last of the elements that fit is whole on the screen, and nothing lies over its middle.
+fn assert_on_screen(browser: &Browser, selector: &str) {
+    let script = "const seen = Array.from(document.querySelectorAll(arguments[0])).at(-1);
+        if (!seen) return 'is not there';
+        const { left, right, top, bottom } = seen.getBoundingClientRect();
+        const isInside = left >= 0 && right <= innerWidth && top >= 0 && bottom <= innerHeight;
+        if (!isInside) return `is at ${[left, top, right, bottom]} of ${[innerWidth, innerHeight]}`;
+        const above = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+        const isFree = seen.contains(above) || above.contains(seen);
+        return isFree ? '' : `is under ${above.outerHTML.slice(0, 200)}`";
+    let fault = || browser.run(script, &[selector]).as_str().unwrap().to_owned();
+    // A row that is drawn anew goes for a moment.
+    wait_until(|| format!("{selector} {}", fault()), |said| said.ends_with(' '));
+}
+
+/// The number of the step that is open, as the page shows it.
+fn open_step(browser: &Browser) -> String {
+    browser.text(".tour nav [aria-current]")
+}
+
+fn wait_for_tick(browser: &Browser, step: usize) {
+    let link = format!(".tour nav a[href='#{step}']");
+    wait_until(
+        || [browser.attribute(&link, "class"), browser.text("#seen")],
+        |[class, seen]| class == "ticked" && seen.starts_with("✓ Seen: "),
+    );
+}
+
+/// Goes through the whole tour with the buttons of the strip alone.
+fn take_the_tour(browser: &Browser, address: SocketAddr) {
+    open(browser, address, "");
+    watch_tabs(browser);
+    browser.click("#tour-open");
+    for (index, effect) in EFFECTS.iter().enumerate() {
+        let step = index + 1;
+        assert_eq!(open_step(browser), step.to_string());
+        let question = format!("#step-{step} summary");
+        for shown in
+            [&format!("#step-{step} h2"), &question, "#tour-do", "#tour-next", ".meant h2, .meant #state"]
+        {
+            assert_on_screen(browser, shown);
+        }
+        // What there is to see is not told before.
+        assert_eq!(
+            browser.run("return document.querySelector('.step:not([hidden]) details').open", &[]),
+            false
+        );
+
+        browser.click("#tour-do");
+
+        wait_for_tick(browser, step);
+        for shown in [
+            &format!("#step-{step} .see"),
+            "#seen",
+            "#tour-do",
+            "#tour-next",
+            ".meant h2, .meant #state",
+            effect,
+        ] {
+            assert_on_screen(browser, shown);
+        }
+        close_other_tab(browser);
+        browser.click("#tour-next");
+    }
+    wait_until(|| browser.attribute("body", "class"), String::is_empty);
+    assert_no_complaint(browser);
+}
+
+/// Keeps hold of the tabs that the page opens.
+fn watch_tabs(browser: &Browser) {
+    browser.run("const { open } = window; window.open = (...how) => (globalThis.opened = open(...how))", &[]);
+}
+
+/// Closes the tab that the page has opened, if it has.
+fn close_other_tab(browser: &Browser) {
+    if browser.run("globalThis.opened?.close(); return globalThis.opened !== undefined", &[]) == true {
+        wait_until(|| browser.text("#seen"), |seen| seen.contains("the other tab is closed"));
+        browser.run("delete globalThis.opened", &[]);
+    }
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn on_a_desk_each_step_its_button_and_what_it_does_are_on_the_screen_together() {
+    let server = start_for_tour();
+    let browser = Browser::start();
+    resize(&browser, DESK);
+    take_the_tour(&browser, server.address());
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn on_a_telephone_each_step_its_button_and_what_it_does_are_on_the_screen_together() {
+    let server = start_for_tour();
+    let browser = Browser::start();
+    resize(&browser, TELEPHONE);
+    take_the_tour(&browser, server.address());
+}
+
+/// Presses a key, as whoever has nothing but a keyboard.
+fn press(browser: &Browser, key: &str) {
+    let text = if key == "Enter" { "\r" } else { "" };
+    let code = if key == "Enter" { 13 } else { 9 };
+    let event =
+        json!({"type": "keyDown", "key": key, "code": key, "text": text, "windowsVirtualKeyCode": code});
+    browser.devtools("Input.dispatchKeyEvent", &event);
+    let event = json!({"type": "keyUp", "key": key, "code": key, "windowsVirtualKeyCode": code});
+    browser.devtools("Input.dispatchKeyEvent", &event);
+}
+
+/// Presses Tab until this element has the focus, and shows that it has.
+fn tab_to(browser: &Browser, id: &str) {
+    let focus = "const at = document.activeElement;
+        return [at.id, at.matches(':focus-visible') && getComputedStyle(at).outlineStyle]";
+    let mut passed = Vec::new();
+    for _ in 0..100 {
+        let [at, outline] = [0, 1].map(|part| browser.run(focus, &[])[part].clone());
+        if at == id {
+            assert_eq!(outline, "solid", "{id} does not show the focus");
+            return;
+        }
+        passed.push(at);
+        press(browser, "Tab");
+    }
+    panic!("Tab does not lead to {id}, but to {passed:?}");
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn the_keyboard_alone_gets_through_the_tour() {
+    let server = start_for_tour();
+    let browser = Browser::start();
+    open(&browser, server.address(), "");
+    watch_tabs(&browser);
+    tab_to(&browser, "tour-open");
+    press(&browser, "Enter");
+    for step in 1..=7 {
+        wait_until(|| open_step(&browser), |shown| shown.starts_with(&step.to_string()));
+        tab_to(&browser, "tour-do");
+        press(&browser, "Enter");
+        wait_for_tick(&browser, step);
+        close_other_tab(&browser);
+        tab_to(&browser, "tour-next");
+        press(&browser, "Enter");
+    }
+    wait_until(|| browser.attribute("body", "class"), String::is_empty);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_link_leads_to_a_step_and_a_reader_is_told_what_was_seen() {
+    let server = start_for_tour();
+    let browser = Browser::start();
+    open(&browser, server.address(), "#4");
+    assert_eq!(open_step(&browser), "4");
+    assert_eq!(browser.text(".step:not([hidden]) h2"), "4. Kill the connection");
+    assert_eq!(browser.attribute("#seen", "role"), "status");
+    // The tick is for what was seen, also where a person did it: not before, and not for less.
+    wait_until(|| browser.text("#clients tr.own"), |row| row.contains("this page"));
+    browser.click("#clients tr.own button");
+    wait_for_reason(&browser, "the server sent what was missed");
+    assert_eq!(browser.attribute(".tour nav a[href='#4']", "class"), "");
+    browser.click("#tour-back");
+    wait_until(|| open_step(&browser), |step| step == "3");
+    assert_eq!(browser.run("return location.hash", &[]), "#3");
+    browser.click("#tour-leave");
+    wait_until(|| browser.attribute("body", "class"), String::is_empty);
+    assert_eq!(browser.run("return document.querySelector('#tour').checkVisibility()", &[]), false);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn without_a_lab_the_steps_that_need_one_give_the_command_to_copy() {
+    let server = start();
+    let browser = Browser::start();
+    open(&browser, server.address(), "#5");
+    note_what_is_copied(&browser);
+    for (step, command) in [(5, "kill -STOP $(pidof statecast)"), (7, "kill -INT $(pidof statecast)")] {
+        browser.run("location.hash = arguments[0]", &[&step.to_string()]);
+        wait_until(|| browser.text("#tour-do"), |label| label == "Copy the command");
+        assert!(browser.text("#seen").contains("without --lab"), "{}", browser.text("#seen"));
+        browser.click("#tour-do");
+        wait_until(|| browser.run("return copied.at(-1)", &[]), |copied| *copied == command);
+        wait_until(|| browser.text("#tour-do"), |label| label == "Copy the command");
+    }
+}
+
+/// Keeps what the page puts into the clipboard, which a browser without a screen has not.
+fn note_what_is_copied(browser: &Browser) {
+    let note = "globalThis.copied = [];
+        Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (text) => copied.push(text)}})";
+    browser.run(note, &[]);
+}
+
+// --- The page around it ---
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn every_command_has_a_button_that_copies_it() {
+    let server = start_for_tour();
+    let browser = Browser::start();
+    open(&browser, server.address(), "");
+    note_what_is_copied(&browser);
+    let press_all = "const codes = Array.from(document.querySelectorAll('code.command'));
+        for (const code of codes) code.nextElementSibling.click();
+        return codes.map((code) => code.textContent)";
+    let commands = browser.run(press_all, &[]);
+    wait_until(|| browser.run("return copied", &[]), |copied| *copied == commands);
+    // All that can be typed into a terminal are marked as commands.
+    let unmarked =
+        "return Array.from(document.querySelectorAll('code:not(.command)'), (code) => code.textContent)
+        .filter((text) => /^(curl|kill|for|statecast) /.test(text))";
+    assert_eq!(browser.run(unmarked, &[]), json!([]));
+    assert_eq!(commands.as_array().unwrap().len(), 8, "{commands}");
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn what_is_happening_follows_what_happens_and_each_leads_into_a_standard() {
+    let server = start_with(|config| {
+        config.heartbeat = Duration::from_secs(2);
+        config.retry = Duration::from_secs(3);
+    });
+    let address = server.address();
+    let browser = Browser::start();
+    open(&browser, address, "");
+    // Each for a moment, perhaps: a heartbeat may follow.
+    let watch = "globalThis.told = [];
+        const note = () => told.push(document.querySelector('#happening').textContent + ' ' + document.querySelector('#standard').href);
+        new MutationObserver(note).observe(document.querySelector('#happening'), {childList: true})";
+    browser.run(watch, &[]);
+    let told = |part: &str, link: &str| {
+        let all = || -> Vec<String> { serde_json::from_value(browser.run("return told", &[])).unwrap() };
+        let is_told = |all: &Vec<String>| all.iter().any(|told| told.contains(part) && told.ends_with(link));
+        wait_until(all, is_told);
+    };
+    told("A heartbeat came", "#authoring-notes");
+    let id = patch(address, "/state/kitchen", "1");
+    told(&format!("The browser keeps its id, {id}, and will send it as Last-Event-ID"), "#dispatchMessage");
+    post(address, "/events", "hello");
+    told("An event message came", "#event-stream-interpretation");
+    let client = clients(address)[0]["id"].clone();
+    assert_eq!(request(address, "DELETE", &format!("/clients/{client}"), &[], "").status, 200);
+    told("as many milliseconds as the last retry: said", "#reestablish-the-connection");
+    browser.click("#publish-send");
+    told("and to this page when it is back", "rfc7396");
+    told("asked again with its last id", "#the-last-event-id-header");
+    browser.click("#publish-send");
+    told("this page among them", "rfc7396");
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn one_token_reads_and_writes_and_the_console_knows_of_no_refusal() {
+    let server = start_with(|config| {
+        config.publish_token = Token::new("wr1te").ok();
+        config.subscribe_token = Token::new("r3ad").ok();
+        config.lab = true;
+    });
+    let address = server.address();
+    let browser = Browser::start();
+    browser.open(&format!("http://{address}/"));
+    wait_for_state(&browser, &["closed"]);
+    wait_until(
+        || browser.text("#access-result"),
+        |said| said == "a token is needed for reading and publishing",
+    );
+    for curl in
+        browser.texts("code.command").iter().filter(|text| text.contains("curl") && !text.ends_with("/lab"))
+    {
+        assert!(curl.contains(r#"curl -H "Authorization: Bearer $TOKEN" "#), "{curl}");
+    }
+    let give = |token: &str| {
+        browser.fill("#token", token);
+        browser.click("#access button");
+    };
+    give("wrong");
+    wait_until(
+        || browser.text("#access-result"),
+        |said| said.contains("not enough for reading and publishing"),
+    );
+    give("r3ad");
+    wait_for_state(&browser, &["open"]);
+    wait_until(|| browser.text("#access-result"), |said| said.contains("not enough for publishing"));
+    browser.click("#publish-send");
+    wait_until(|| browser.text("#publish-result"), |said| said.contains("needs the publish token"));
+    give("wr1te");
+    wait_until(|| browser.text("#clients"), |rows| rows.contains("this page"));
+    browser.click("#publish-send");
+    wait_for_document(&browser, &json!({"kitchen": {"temp": 21.5}}));
+    // A reload knows it still, and the address has never had it.
+    open(&browser, address, "");
+    assert_eq!(browser.run("return location.search", &[]), "");
+    // In an address it is taken out of it.
+    open(&browser, address, "?token=r3ad&topic=kitchen#2");
+    let place =
+        browser.run("return location.search + location.hash + document.querySelector('#token').value", &[]);
+    assert_eq!(place, "?topic=kitchen#2r3ad");
+    assert_no_complaint(&browser);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn a_page_that_may_read_asks_for_a_token_before_it_publishes_and_not_before() {
+    let server = start_with(|config| config.publish_token = Token::new("wr1te").ok());
+    let address = server.address();
+    let browser = Browser::start();
+    open(&browser, address, "");
+    wait_until(|| browser.text("#access-result"), |said| said == "a token is needed for publishing");
+    browser.fill("#token", "wr1te");
+    // Send is enough to have the clients asked for, too.
+    browser.click("#publish-send");
+    wait_until(|| browser.text("#clients"), |rows| rows.contains("this page"));
+    assert_eq!(browser.text("#access-result"), "accepted");
+    assert_no_complaint(&browser);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn without_javascript_the_page_says_so_at_the_top_and_shows_nothing_that_is_dead() {
+    let server = start();
+    let browser = Browser::start();
+    browser.devtools("Emulation.setScriptExecutionDisabled", &json!({"value": true}));
+    browser.open(&format!("http://{}/", server.address()));
+    let look = "return [document.querySelector('noscript code').textContent,
+        document.querySelector('noscript').getBoundingClientRect().top < 50,
+        ['main', 'header .now', 'header .stream', '#tour'].map((part) => document.querySelector(part).checkVisibility())]";
+    let seen = json!(["curl -N localhost:8080/events", true, [false, false, false, false]]);
+    assert_eq!(browser.run(look, &[]), seen);
+}
+
+#[test]
+#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
+fn on_a_telephone_end_is_in_sight_and_a_line_of_the_wire_is_explained_above_the_lines() {
+    let server = start_for_tour();
+    let address = server.address();
+    let browser = Browser::start();
+    resize(&browser, TELEPHONE);
+    patch(address, "/state/kitchen", "1");
+    open(&browser, address, "");
+    show_wire(&browser);
+    assert!(browser.text("#wire-explains").contains("Tap a line"), "{}", browser.text("#wire-explains"));
+    browser.click("#wire .retry");
+    wait_until(|| browser.text("#wire-explains"), |said| said.contains("before it asks again"));
+    assert_on_screen(&browser, "#wire-explains");
+    wait_until(|| browser.text("#clients"), |rows| rows.contains("this page"));
+    browser.run("document.querySelector('.clients').scrollIntoView({block: 'center'})", &[]);
+    assert_on_screen(&browser, "#clients tr.own button");
+    assert_eq!(browser.text("#document-note"), "1 topic");
+    // The lab says what its parameters can be.
+    wait_until(
+        || browser.texts("#faults select option"),
+        |values| *values == ["503", "429", "204", "404", "500"],
+    );
+    assert_eq!(browser.attribute("#faults input[name=by]", "placeholder"), "2s");
+    assert_eq!(browser.text("#lab-curl"), format!("curl {address}/lab"));
 }

@@ -34,7 +34,7 @@ impl Rules {
     /// Reading needs the subscribe token, if there is one. `EventSource` can send it in the query alone. Without any token
     /// reading needs a name of this machine, as writing does: a website whose name was pointed here is, to its visitor's
     /// browser, the origin that it reads from.
-    fn check_reader(&self, call: &Call) -> Result<(), Answer> {
+    pub fn check_reader(&self, call: &Call) -> Result<(), Answer> {
         let Some(token) = &self.subscribe_token else {
             let is_for_this_machine = self.publish_token.is_none() && !self.is_open && is_local(call);
             // A browser always says what host it asks for.
@@ -57,7 +57,7 @@ impl Rules {
 
     /// Writing needs the publish token. Without one it is for this machine alone. A call through a proxy or under a
     /// foreign name does not count as one from this machine.
-    fn check_writer(&self, call: &Call) -> Result<(), Answer> {
+    pub fn check_writer(&self, call: &Call) -> Result<(), Answer> {
         let host = call.host.as_deref().unwrap_or_default();
         let is_foreign = |origin: &str| !is_same_origin(origin, host) && self.listed(origin).is_none();
         let is_write = !matches!(call.method, Method::Get | Method::Head);

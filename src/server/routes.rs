@@ -77,7 +77,7 @@ impl Site {
         use Method::{Delete, Get, Head, Options, Patch, Post, Put};
         let hub = &self.hub;
         let answer = match (route, &call.method) {
-            (route, Options) => self.options(&route),
+            (route, Options) => self.options(call, &route),
             (Route::Events(audience), Get) => return self.admit(call, audience),
             (Route::Events(_), Head) => answers::stream_head(),
             (Route::Events(audience), Post) => self.send(audience, call, body)?,
@@ -109,16 +109,24 @@ impl Site {
         Ok(Reply::Answer(answer))
     }
 
-    fn options(&self, route: &Route) -> Answer {
-        match route {
-            // A page asks so whether there is a lab: a 404 would be an error in the browser's console.
-            Route::Lab | Route::Fault(..) if self.lab.is_none() => {
-                Answer::empty(204).with("Allow", "OPTIONS")
-            }
-            Route::State(_) => {
-                Answer::empty(204).with("Allow", route.methods()).with("Accept-Patch", MERGE_PATCH)
-            }
-            _ => Answer::empty(204).with("Allow", route.methods()),
+    /// What a path knows. A page asks so what it may do, because a 401 or a 404 would be an error in the browser's console.
+    fn options(&self, call: &Call, route: &Route) -> Answer {
+        let refusal = match route {
+            Route::Lab | Route::Fault(..) => self.lab().err(),
+            Route::Clients => self.rules.check_writer(call).err(),
+            Route::Events(_) => self.rules.check_reader(call).err(),
+            _ => None,
+        };
+        let methods = match (route, &refusal) {
+            (Route::Events(_), Some(_)) => "POST, OPTIONS",
+            (_, Some(_)) => "OPTIONS",
+            (route, None) => route.methods(),
+        };
+        let answer = Answer::empty(204).with("Allow", methods);
+        match (route, refusal) {
+            (Route::State(_), _) => answer.with("Accept-Patch", MERGE_PATCH),
+            (_, Some(Answer { status: 401, .. })) => answer.with("WWW-Authenticate", "Bearer"),
+            _ => answer,
         }
     }
 
