@@ -85,9 +85,10 @@ function drawNow() {
 	lastDrawTook = performance.now() - start;
 }
 
+const isAtEnd = (list) => list.scrollTop + list.clientHeight > list.scrollHeight - 40;
+
 // Adds what came below, as in a terminal, and follows it unless somebody has scrolled up.
-function append(list, items, limit) {
-	const follows = list.scrollTop + list.clientHeight > list.scrollHeight - 40;
+function append(list, items, limit, follows = isAtEnd(list)) {
 	list.append(...items);
 	while (list.childElementCount > limit) list.firstElementChild.remove();
 	if (follows) list.scrollTop = list.scrollHeight;
@@ -454,6 +455,9 @@ function lineKind({ kind, text, isOpen }) {
 }
 
 function drawWire() {
+	if (lines.every((line) => line.isDrawn)) return;
+	// Asked first: the last line may grow.
+	const follows = isAtEnd(wire);
 	const fresh = [];
 	for (const line of lines) {
 		if (line.isDrawn) continue;
@@ -465,7 +469,7 @@ function drawWire() {
 		const text = line.text.replace('\ufeff', '[BOM]') + (rest > 0 ? ` … ${count(rest)} more` : '');
 		line.element.replaceChildren(text, element('i', '', line.end));
 	}
-	if (fresh.length > 0) append(wire, fresh, MAX_LINES);
+	append(wire, fresh, MAX_LINES, follows);
 }
 
 async function showWire() {
