@@ -913,7 +913,7 @@ const STEPS = [
 		seen: () => reading && statecast.state === 'open' && wireShown.includes(' init') && `one answer, with \`retry: ${wireRetry}\`, \`hello\` and \`init\`` },
 	{ panels: ['document', 'wire'], act: publishChange, watch: 'the document and the end of the wire',
 		seen: () => facts.update && wireShown.includes(' update') && `the \`update\` \`${facts.update}\`` },
-	{ panels: ['clients'], act: openTab, watch: 'how many tabs and clients there are',
+	{ panels: ['clients'], act: openTab, watch: 'the second tab, and how many clients there are',
 		seen: () => (facts.tabs && tabCount === 1 && statecast.leads ? 'the other tab is closed, and this one has the connection' : hasSeenTabs() && 'two tabs, one client; now close one of the tabs') },
 	{ panels: ['events', 'clients'], act: endAndPublish, watch: 'the state, and the last events',
 		seen: () => facts.replayed && `away for ${facts.away} s; then \`replay\`, and the \`update\` once` },
@@ -927,7 +927,7 @@ const STEPS = [
 
 // Two tabs, and one client: without locks nobody counts the tabs, but one that follows knows of another.
 function hasSeenTabs() {
-	facts.tabs ||= tabCount > 1 || !statecast.leads;
+	facts.tabs ||= tabCount > 1 || (!statecast.leads && statecast.state === 'open');
 	return facts.tabs && !reading && clients.has(statecast.hello?.client);
 }
 

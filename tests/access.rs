@@ -346,7 +346,7 @@ fn a_website_whose_name_was_pointed_to_this_machine_reads_nothing() {
 
 #[test]
 fn where_writing_needs_no_name_of_this_machine_reading_needs_none() {
-    let reads = |configure: fn(&mut statecast::Config), path: &str| {
+    let reads = |configure: fn(&mut Config), path: &str| {
         let server = start_with(configure);
         read(server.address(), "GET", path, "Host: statecast.example\r\n").0
     };

@@ -486,6 +486,12 @@ fn a_link_leads_to_a_step_and_a_reader_is_told_what_was_seen() {
     browser.click("#tour-back");
     wait_until(|| open_step(&browser), |step| step == "3");
     assert_eq!(browser.run("return location.hash", &[]), "#3");
+    // One tab alone is no tick, not even while it joins: its own row is there, so the page has looked.
+    browser.open("about:blank");
+    open(&browser, server.address(), "#3");
+    wait_until(|| browser.text("#clients tr.own"), |row| row.contains("this page"));
+    wait_until(|| browser.text("#heartbeat"), |age| age.ends_with("ago"));
+    assert_eq!([browser.attribute(".tour nav a[href='#3']", "class"), browser.text("#seen")], ["", ""]);
     browser.click("#tour-leave");
     wait_until(|| browser.attribute("body", "class"), String::is_empty);
     assert_eq!(browser.run("return document.querySelector('#tour').checkVisibility()", &[]), false);
