@@ -710,7 +710,7 @@ fn out_of_descriptors_requests_are_answered_in_order_and_a_refused_connection_is
     pipelining.read_to_string(&mut answers).expect("it ends");
     let bodies: Vec<&str> =
         answers.split("\r\n\r\n").skip(1).map(|rest| rest.split("HTTP/1.1").next().unwrap()).collect();
-    assert_eq!(bodies[..2], ["[]", "{}"], "{answers}");
+    assert_eq!(bodies[..2], ["[]\n", "{}\n"], "{answers}");
     assert!(bodies[2].contains("error") && bodies[3..] == ["ok\n"], "{answers}");
     let both = "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
     refused.write_all(both.as_bytes()).unwrap();

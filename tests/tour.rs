@@ -617,6 +617,13 @@ fn one_token_reads_and_writes_and_the_console_knows_of_no_refusal() {
     wait_until(|| browser.text("#clients"), |rows| rows.contains("this page"));
     browser.click("#publish-send");
     wait_for_document(&browser, &json!({"kitchen": {"temp": 21.5}}));
+    resize(&browser, TELEPHONE);
+    for part in ["#token", "#access button", "#access-result"] {
+        browser.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", &[part]);
+        assert_on_screen(&browser, part);
+    }
+    let height = browser.run("return document.querySelector('#access').offsetHeight", &[]);
+    assert!(height.as_u64() < Some(120), "the words stand one below the other: {height}");
     // A reload knows it still, and the address has never had it.
     open(&browser, address, "");
     assert_eq!(browser.run("return location.search", &[]), "");
