@@ -79,7 +79,7 @@ fn a_client_whose_cable_is_pulled_is_gone_within_a_minute() {
         let output = Hosts::run(&hosts.server, "curl", &["-s", "--max-time", "5", url]).output();
         String::from_utf8(output.expect("curl runs").stdout).unwrap()
     };
-    wait_until(&clients, |text| text == "[]");
+    wait_until(&clients, |text| text == "[]\n");
     let stream = Hosts::run(&hosts.client, "curl", &["-sN", "http://192.0.2.1:8080/events"])
         .stdout(Stdio::null())
         .spawn();
@@ -88,7 +88,7 @@ fn a_client_whose_cable_is_pulled_is_gone_within_a_minute() {
     ip(&format!("-n {} link set veth0 down", hosts.client));
     let pulled = Instant::now();
     // Longer than the DEADLINE of other tests, and what the contract says.
-    while clients() != "[]" {
+    while clients() != "[]\n" {
         assert!(pulled.elapsed() < Duration::from_secs(60), "still {}", clients());
         std::thread::sleep(Duration::from_secs(1));
     }

@@ -323,7 +323,7 @@ fn a_one_off_event_reaches_its_streams_and_changes_nothing() {
 
 with_threads!(no_gap_and_no_double_while_clients_join_under_load);
 fn no_gap_and_no_double_while_clients_join_under_load(threads: usize) {
-    const ROUNDS: u64 = 50;
+    const ROUNDS: u64 = 150;
     let server = start_with(|config| config.threads = threads);
     let address = server.address();
     thread::scope(|scope| {
