@@ -4,6 +4,7 @@
 //! it waits for nobody. A client that takes no more is visited again, a little later each time.
 
 use std::collections::HashMap;
+use std::mem::take;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::hub::Hub;
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Client, End, Place, Progress};
 use crate::hub::history::{chunk_of, up_to_a_pass};
+use crate::lock::lock;
 use crate::sse::event::EventId;
 
 /// The catch-up thread comes back to a blocked client after the first delay, then ever later, up to the second.
@@ -32,15 +34,16 @@ struct Visit {
 }
 
 impl Hub {
-    /// The catch-up thread: visits each client that is behind until it is live again or gone. `None` ends it.
-    pub(super) fn run_catch_up(&self, behind: &Receiver<Option<Arc<Client>>>) {
+    /// The catch-up thread: visits each client that is behind until it is live again or gone.
+    pub(super) fn run_catch_up(&self, bell: &Receiver<()>) {
         let mut visits: HashMap<u64, Visit> = HashMap::new();
         let survey = SURVEY.min(self.config.stall / 4);
         let mut survey_at = Instant::now() + survey;
         loop {
             let due = visits.values().map(|visit| visit.due).min();
-            let first = behind.recv_deadline(due.unwrap_or(survey_at).min(survey_at)).ok();
-            for client in first.into_iter().chain(behind.try_iter()) {
+            bell.recv_deadline(due.unwrap_or(survey_at).min(survey_at)).ok();
+            let behind = take(&mut *lock(&self.behind));
+            for client in behind {
                 let Some(client) = client else { return };
                 visits.insert(client.about.id, Visit::now(client));
             }
@@ -53,9 +56,11 @@ impl Hub {
         }
     }
 
-    /// Hands a client to the catch-up thread.
-    pub(super) fn hand_over(&self, client: Arc<Client>) {
-        self.behind.send(Some(client)).ok();
+    /// Hands a client to the catch-up thread; `None` ends it.
+    pub(super) fn hand_over(&self, client: Option<Arc<Client>>) {
+        lock(&self.behind).push(client);
+        // Full: it rings already.
+        self.late.try_send(()).ok();
     }
 
     /// Brings a client as far as a few writes go.

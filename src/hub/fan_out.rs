@@ -108,7 +108,7 @@ impl Hub {
                 Some(Progress::Done) => delivered += 1,
                 Some(Progress::Blocked) => {
                     self.metrics.behind.add(1);
-                    self.hand_over(Arc::clone(client));
+                    self.hand_over(Some(Arc::clone(client)));
                 }
                 Some(Progress::Gone(end)) => self.remove(client, end),
                 None => {}

@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded};
 use serde_json::Value;
 
 use crate::clock::{now_ms, random_between};
@@ -53,7 +53,8 @@ pub(crate) struct Hub {
     bells: Vec<Sender<()>>,
     changed: Sender<()>,
     /// Clients for the catch-up thread. Unbounded, because each is in it once.
-    behind: Sender<Option<Arc<Client>>>,
+    behind: Mutex<Vec<Option<Arc<Client>>>>,
+    late: Sender<()>,
 }
 
 /// The hub's threads.
@@ -81,7 +82,7 @@ impl Hub {
             .map_err(|refusal| io::Error::new(ErrorKind::InvalidData, refusal))?;
         let state = State::new(document, random_part, &config);
         let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
-        let (behind, for_catch_up) = unbounded();
+        let (late, for_catch_up) = bounded(1);
         let hub = Arc::new(Hub {
             seats: Seats::new(config.max_clients, config.max_clients_per_address),
             state: Mutex::new(state),
@@ -92,7 +93,8 @@ impl Hub {
             watch: Watch::default(),
             bells,
             changed,
-            behind,
+            behind: Mutex::default(),
+            late,
         });
         let mut threads = Threads::default();
         let start = || -> io::Result<()> {
@@ -207,7 +209,7 @@ impl Hub {
             Progress::Gone(end) => self.remove(&client, end),
             Progress::Done if client.idle_until().is_none() => {}
             // The catch-up thread sees to the rest, and ends it when it has been idle.
-            Progress::Done | Progress::Blocked => self.hand_over(Arc::clone(&client)),
+            Progress::Done | Progress::Blocked => self.hand_over(Some(Arc::clone(&client))),
         }
         self.watch.tell();
         if stopping {
@@ -294,7 +296,7 @@ impl Hub {
 
     fn end(&self, client: &Arc<Client>, last: Option<&Chunk>) {
         match client.end(last) {
-            Progress::Blocked => self.hand_over(Arc::clone(client)),
+            Progress::Blocked => self.hand_over(Some(Arc::clone(client))),
             Progress::Gone(end) => self.remove(client, end),
             Progress::Done => {}
         }
@@ -336,7 +338,7 @@ impl Threads {
         }
         hub.watch.wait(deadline, || (hub.size().0 == 0).then_some(()));
         hub.cut_all("the server stopped");
-        hub.behind.send(None).ok();
+        hub.hand_over(None);
         self.catch_up.map(JoinHandle::join);
     }
 }
