@@ -16,7 +16,7 @@ use page::*;
 use serde_json::{Value, json};
 use statecast::{Server, Token};
 use support::*;
-use webdriver::Browser;
+use webdriver::{Browser, ENTER, TAB, tests_in_browsers};
 
 const README: &str = include_str!("../README.md");
 const PAGE: &str = include_str!("../public/index.html");
@@ -100,13 +100,33 @@ fn the_page_and_the_readme_tell_the_same_seven_experiments() {
     assert_eq!(tour.len(), of_page().len());
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn connect_one_answer_brings_retry_hello_and_the_document_and_stays_open() {
+tests_in_browsers! {
+    connect_one_answer_brings_retry_hello_and_the_document_and_stays_open: chromium, firefox;
+    publish_the_change_alone_comes_with_an_id_and_its_topic_lights_up: chromium, firefox;
+    two_tabs_are_one_client_and_the_one_that_is_left_misses_nothing: chromium, firefox;
+    kill_what_was_published_meanwhile_comes_once_and_the_document_not_again: chromium, firefox;
+    sleep_a_frozen_server_is_noticed_after_two_heartbeats_and_heals: chromium, firefox;
+    // Firefox reads on by itself.
+    slow_reader_delays_nobody_and_gets_the_document_when_it_reads_again: chromium;
+    restart_the_new_server_sends_everything_because_it_cannot_know_what_was_missed: chromium, firefox;
+    on_a_desk_each_step_its_button_and_what_it_does_are_on_the_screen_together: chromium;
+    on_a_telephone_each_step_its_button_and_what_it_does_are_on_the_screen_together: chromium;
+    the_keyboard_alone_gets_through_the_tour: chromium;
+    a_link_leads_to_a_step_and_a_reader_is_told_what_was_seen: chromium, firefox;
+    without_a_lab_the_steps_that_need_one_give_the_command_to_copy: chromium, firefox;
+    every_command_has_a_button_that_copies_it: chromium, firefox;
+    what_is_happening_follows_what_happens_and_each_leads_into_a_standard: chromium, firefox;
+    one_token_reads_and_writes_and_the_console_knows_of_no_refusal: chromium, firefox;
+    a_page_that_may_read_asks_for_a_token_before_it_publishes_and_not_before: chromium, firefox;
+    without_javascript_the_page_says_so_at_the_top_and_shows_nothing_that_is_dead: chromium;
+    on_a_telephone_end_is_in_sight_and_a_line_of_the_wire_is_explained_above_the_lines: chromium;
+}
+
+fn connect_one_answer_brings_retry_hello_and_the_document_and_stays_open(browser: &str) {
     let server = start();
     let address = server.address();
     let id = put(address, "/state/kitchen", "1");
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
 
     show_wire(&browser);
@@ -130,13 +150,11 @@ fn connect_one_answer_brings_retry_hello_and_the_document_and_stays_open() {
     assert_no_complaint(&browser);
 }
 
-#[test]
-#[ignore = "needs Chromium, chromedriver and curl: tests/all installs them"]
-fn publish_the_change_alone_comes_with_an_id_and_its_topic_lights_up() {
+fn publish_the_change_alone_comes_with_an_id_and_its_topic_lights_up(browser: &str) {
     let server = start();
     let address = server.address();
     put(address, "/state", r#"{"hall":1,"kitchen":{"temp":20}}"#);
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     show_wire(&browser);
     let watch = "globalThis.lit = [];
@@ -160,12 +178,10 @@ fn publish_the_change_alone_comes_with_an_id_and_its_topic_lights_up() {
     assert_eq!(events(&browser, "update")[1], events(&browser, "update")[0]);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn two_tabs_are_one_client_and_the_one_that_is_left_misses_nothing() {
+fn two_tabs_are_one_client_and_the_one_that_is_left_misses_nothing(browser: &str) {
     let server = start();
     let address = server.address();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     let first = browser.tab();
     let second = browser.new_tab();
@@ -188,13 +204,11 @@ fn two_tabs_are_one_client_and_the_one_that_is_left_misses_nothing() {
     assert_no_complaint(&browser);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn kill_what_was_published_meanwhile_comes_once_and_the_document_not_again() {
+fn kill_what_was_published_meanwhile_comes_once_and_the_document_not_again(browser: &str) {
     let server = start();
     let address = server.address();
     put(address, "/state/kitchen", "1");
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     wait_for_document(&browser, &json!({"kitchen": 1}));
     wait_until(|| browser.text("#clients tr.own"), |row| row.contains("this page"));
@@ -212,13 +226,11 @@ fn kill_what_was_published_meanwhile_comes_once_and_the_document_not_again() {
     assert_no_complaint(&browser);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn sleep_a_frozen_server_is_noticed_after_two_heartbeats_and_heals() {
+fn sleep_a_frozen_server_is_noticed_after_two_heartbeats_and_heals(browser: &str) {
     let server = Binary::start(&["--heartbeat", "1s"]);
     let address = server.address;
     put(address, "/state/kitchen", "1");
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     wait_for_document(&browser, &json!({"kitchen": 1}));
 
@@ -235,14 +247,12 @@ fn sleep_a_frozen_server_is_noticed_after_two_heartbeats_and_heals() {
     assert_eq!(events(&browser, "update"), [r#"{"kitchen":2}"#]);
 }
 
-#[test]
-#[ignore = "needs Chromium, chromedriver and curl: tests/all installs them"]
-fn slow_reader_delays_nobody_and_gets_the_document_when_it_reads_again() {
+fn slow_reader_delays_nobody_and_gets_the_document_when_it_reads_again(browser: &str) {
     // On a busy machine it may take longer than ten seconds to read on.
     let server = start_with(|config| config.stall = DEADLINE);
     let address = server.address();
     put(address, "/state/kitchen", "1");
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     show_wire(&browser);
     wait_until(|| browser.text("#clients"), |rows| rows.contains("the wire"));
@@ -264,13 +274,11 @@ fn slow_reader_delays_nobody_and_gets_the_document_when_it_reads_again() {
     assert_eq!(browser.text("#reconnects"), "not yet");
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn restart_the_new_server_sends_everything_because_it_cannot_know_what_was_missed() {
+fn restart_the_new_server_sends_everything_because_it_cannot_know_what_was_missed(browser: &str) {
     let server = Binary::start(&["--retry", "300ms"]);
     let address = server.address;
     put(address, "/state/kitchen", "1");
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     wait_for_document(&browser, &json!({"kitchen": 1}));
 
@@ -304,8 +312,8 @@ fn start_for_tour() -> Server {
     })
 }
 
-/// Gives the page a window of that size, in CSS pixels that are pixels.
-fn resize(browser: &Browser, (width, height): (u32, u32)) {
+/// Gives the page that is opened next a window of that size, in CSS pixels that are pixels.
+fn open_at(browser: &Browser, (width, height): (u32, u32)) {
     let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
     browser.devtools("Emulation.setDeviceMetricsOverride", &size);
 }
@@ -356,7 +364,7 @@ fn take_the_tour(browser: &Browser, address: SocketAddr) {
     browser.click("#tour-open");
     for (index, effect) in EFFECTS.iter().enumerate() {
         let step = index + 1;
-        assert_eq!(open_step(browser), step.to_string());
+        wait_until(|| open_step(browser), |shown| *shown == step.to_string());
         let question = format!("#step-{step} summary");
         for shown in
             [&format!("#step-{step} h2"), &question, "#tour-do", "#tour-next", ".meant h2, .meant #state"]
@@ -402,33 +410,18 @@ fn close_other_tab(browser: &Browser) {
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn on_a_desk_each_step_its_button_and_what_it_does_are_on_the_screen_together() {
+fn on_a_desk_each_step_its_button_and_what_it_does_are_on_the_screen_together(browser: &str) {
     let server = start_for_tour();
-    let browser = Browser::start();
-    resize(&browser, DESK);
+    let browser = Browser::start_named(browser);
+    open_at(&browser, DESK);
     take_the_tour(&browser, server.address());
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn on_a_telephone_each_step_its_button_and_what_it_does_are_on_the_screen_together() {
+fn on_a_telephone_each_step_its_button_and_what_it_does_are_on_the_screen_together(browser: &str) {
     let server = start_for_tour();
-    let browser = Browser::start();
-    resize(&browser, TELEPHONE);
+    let browser = Browser::start_named(browser);
+    open_at(&browser, TELEPHONE);
     take_the_tour(&browser, server.address());
-}
-
-/// Presses a key, as whoever has nothing but a keyboard.
-fn press(browser: &Browser, key: &str) {
-    let text = if key == "Enter" { "\r" } else { "" };
-    let code = if key == "Enter" { 13 } else { 9 };
-    let event =
-        json!({"type": "keyDown", "key": key, "code": key, "text": text, "windowsVirtualKeyCode": code});
-    browser.devtools("Input.dispatchKeyEvent", &event);
-    let event = json!({"type": "keyUp", "key": key, "code": key, "windowsVirtualKeyCode": code});
-    browser.devtools("Input.dispatchKeyEvent", &event);
 }
 
 /// Presses Tab until this element has the focus, and shows that it has.
@@ -443,37 +436,33 @@ fn tab_to(browser: &Browser, id: &str) {
             return;
         }
         passed.push(at);
-        press(browser, "Tab");
+        browser.press(TAB);
     }
     panic!("Tab does not lead to {id}, but to {passed:?}");
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn the_keyboard_alone_gets_through_the_tour() {
+fn the_keyboard_alone_gets_through_the_tour(browser: &str) {
     let server = start_for_tour();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, server.address(), "");
     watch_tabs(&browser);
     tab_to(&browser, "tour-open");
-    press(&browser, "Enter");
+    browser.press(ENTER);
     for step in 1..=7 {
         wait_until(|| open_step(&browser), |shown| shown.starts_with(&step.to_string()));
         tab_to(&browser, "tour-do");
-        press(&browser, "Enter");
+        browser.press(ENTER);
         wait_for_tick(&browser, step);
         close_other_tab(&browser);
         tab_to(&browser, "tour-next");
-        press(&browser, "Enter");
+        browser.press(ENTER);
     }
     wait_until(|| browser.attribute("body", "class"), String::is_empty);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_link_leads_to_a_step_and_a_reader_is_told_what_was_seen() {
+fn a_link_leads_to_a_step_and_a_reader_is_told_what_was_seen(browser: &str) {
     let server = start_for_tour();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, server.address(), "#4");
     assert_eq!(open_step(&browser), "4");
     assert_eq!(browser.text(".step:not([hidden]) h2"), "4. Kill the connection");
@@ -497,11 +486,9 @@ fn a_link_leads_to_a_step_and_a_reader_is_told_what_was_seen() {
     assert_eq!(browser.run("return document.querySelector('#tour').checkVisibility()", &[]), false);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn without_a_lab_the_steps_that_need_one_give_the_command_to_copy() {
+fn without_a_lab_the_steps_that_need_one_give_the_command_to_copy(browser: &str) {
     let server = start();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, server.address(), "#5");
     note_what_is_copied(&browser);
     for (step, command) in [(5, "kill -STOP $(pidof statecast)"), (7, "kill -INT $(pidof statecast)")] {
@@ -523,11 +510,9 @@ fn note_what_is_copied(browser: &Browser) {
 
 // --- The page around it ---
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn every_command_has_a_button_that_copies_it() {
+fn every_command_has_a_button_that_copies_it(browser: &str) {
     let server = start_for_tour();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, server.address(), "");
     note_what_is_copied(&browser);
     let press_all = "const codes = Array.from(document.querySelectorAll('code.command'));
@@ -543,15 +528,13 @@ fn every_command_has_a_button_that_copies_it() {
     assert_eq!(commands.as_array().unwrap().len(), 8, "{commands}");
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn what_is_happening_follows_what_happens_and_each_leads_into_a_standard() {
+fn what_is_happening_follows_what_happens_and_each_leads_into_a_standard(browser: &str) {
     let server = start_with(|config| {
         config.heartbeat = Duration::from_secs(2);
         config.retry = Duration::from_secs(3);
     });
     let address = server.address();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     // Each for a moment, perhaps: a heartbeat may follow.
     let watch = "globalThis.told = [];
@@ -578,16 +561,14 @@ fn what_is_happening_follows_what_happens_and_each_leads_into_a_standard() {
     told("this page among them", "rfc7396");
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn one_token_reads_and_writes_and_the_console_knows_of_no_refusal() {
+fn one_token_reads_and_writes_and_the_console_knows_of_no_refusal(browser: &str) {
     let server = start_with(|config| {
         config.publish_token = Token::new("wr1te").ok();
         config.subscribe_token = Token::new("r3ad").ok();
         config.lab = true;
     });
     let address = server.address();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     browser.open(&format!("http://{address}/"));
     wait_for_state(&browser, &["closed"]);
     wait_until(
@@ -617,7 +598,7 @@ fn one_token_reads_and_writes_and_the_console_knows_of_no_refusal() {
     wait_until(|| browser.text("#clients"), |rows| rows.contains("this page"));
     browser.click("#publish-send");
     wait_for_document(&browser, &json!({"kitchen": {"temp": 21.5}}));
-    resize(&browser, TELEPHONE);
+    browser.resize(TELEPHONE.0, TELEPHONE.1);
     for part in ["#token", "#access button", "#access-result"] {
         browser.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", &[part]);
         assert_on_screen(&browser, part);
@@ -635,12 +616,10 @@ fn one_token_reads_and_writes_and_the_console_knows_of_no_refusal() {
     assert_no_complaint(&browser);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_page_that_may_read_asks_for_a_token_before_it_publishes_and_not_before() {
+fn a_page_that_may_read_asks_for_a_token_before_it_publishes_and_not_before(browser: &str) {
     let server = start_with(|config| config.publish_token = Token::new("wr1te").ok());
     let address = server.address();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     wait_until(|| browser.text("#access-result"), |said| said == "a token is needed for publishing");
     browser.fill("#token", "wr1te");
@@ -651,11 +630,9 @@ fn a_page_that_may_read_asks_for_a_token_before_it_publishes_and_not_before() {
     assert_no_complaint(&browser);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn without_javascript_the_page_says_so_at_the_top_and_shows_nothing_that_is_dead() {
+fn without_javascript_the_page_says_so_at_the_top_and_shows_nothing_that_is_dead(browser: &str) {
     let server = start();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     browser.devtools("Emulation.setScriptExecutionDisabled", &json!({"value": true}));
     browser.open(&format!("http://{}/", server.address()));
     let look = "return [document.querySelector('noscript code').textContent,
@@ -665,13 +642,11 @@ fn without_javascript_the_page_says_so_at_the_top_and_shows_nothing_that_is_dead
     assert_eq!(browser.run(look, &[]), seen);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn on_a_telephone_end_is_in_sight_and_a_line_of_the_wire_is_explained_above_the_lines() {
+fn on_a_telephone_end_is_in_sight_and_a_line_of_the_wire_is_explained_above_the_lines(browser: &str) {
     let server = start_for_tour();
     let address = server.address();
-    let browser = Browser::start();
-    resize(&browser, TELEPHONE);
+    let browser = Browser::start_named(browser);
+    open_at(&browser, TELEPHONE);
     patch(address, "/state/kitchen", "1");
     open(&browser, address, "");
     show_wire(&browser);

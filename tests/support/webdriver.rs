@@ -25,6 +25,10 @@ pub use drivers::{Kind, OTHER_NAME};
 /// What a driver calls the key of an element's id. <https://www.w3.org/TR/webdriver2/#elements>
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
+/// Keys, as the protocol writes them. <https://www.w3.org/TR/webdriver2/#keyboard-actions>
+pub const TAB: &str = "\u{E004}";
+pub const ENTER: &str = "\u{E007}";
+
 /// How long the end of a browser may take before its driver is killed all the same.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -255,6 +259,15 @@ impl Browser {
         if !text.is_empty() {
             self.post(&format!("element/{element}/value"), &json!({ "text": text }));
         }
+    }
+
+    /// Presses a key and lets it go.
+    pub fn press(&self, key: &str) {
+        let actions = ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key }));
+        self.post(
+            "actions",
+            &json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": actions }] }),
+        );
     }
 
     /// Clicks into the middle of an element, which must be in sight there.
