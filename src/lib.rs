@@ -43,8 +43,7 @@
 //! # Threads
 //! tiny_http reads requests in threads of its own. A few *request* threads of ours take them, publish, and are done.
 //! The *fan-out* threads, one a core and four at most, write to every live client, each to its own; the *catch-up* thread
-//! writes to those that fell behind. The *keeper* looks
-//! after tiny_http. The *saver* and the *log* wait for disk and terminal, so that nobody else does. An [`EventSource`] reads
+//! writes to those that fell behind. The *keeper* looks after tiny_http. The *saver* and the *log* wait for disk and terminal, so that nobody else does. An [`EventSource`] reads
 //! in its caller's thread, with one beside it that watches for silence; a [`Replica`] has a thread of its own.
 //!
 //! # Locks
