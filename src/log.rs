@@ -91,6 +91,7 @@ impl Log {
         // A full bell rings already.
         bell.try_send(()).ok();
     }
+
     /// Hands over the line of a refusal, unless there were many in this second; those are counted.
     pub fn refusal(&self, line: impl FnOnce() -> String) {
         let Some((lines, _)) = &self.thread else { return };

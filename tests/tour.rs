@@ -312,12 +312,6 @@ fn start_for_tour() -> Server {
     })
 }
 
-/// Gives the page that is opened next a window of that size, in CSS pixels that are pixels.
-fn open_at(browser: &Browser, (width, height): (u32, u32)) {
-    let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
-    browser.devtools("Emulation.setDeviceMetricsOverride", &size);
-}
-
 /// Of each experiment, an element that shows its effect.
 const EFFECTS: [&str; 7] = [
     "#wire [data-kind=blank]",
@@ -413,14 +407,16 @@ fn close_other_tab(browser: &Browser) {
 fn on_a_desk_each_step_its_button_and_what_it_does_are_on_the_screen_together(browser: &str) {
     let server = start_for_tour();
     let browser = Browser::start_named(browser);
-    open_at(&browser, DESK);
+    open(&browser, server.address(), "");
+    browser.resize(DESK.0, DESK.1);
     take_the_tour(&browser, server.address());
 }
 
 fn on_a_telephone_each_step_its_button_and_what_it_does_are_on_the_screen_together(browser: &str) {
     let server = start_for_tour();
     let browser = Browser::start_named(browser);
-    open_at(&browser, TELEPHONE);
+    open(&browser, server.address(), "");
+    browser.resize(TELEPHONE.0, TELEPHONE.1);
     take_the_tour(&browser, server.address());
 }
 
@@ -646,9 +642,9 @@ fn on_a_telephone_end_is_in_sight_and_a_line_of_the_wire_is_explained_above_the_
     let server = start_for_tour();
     let address = server.address();
     let browser = Browser::start_named(browser);
-    open_at(&browser, TELEPHONE);
     patch(address, "/state/kitchen", "1");
     open(&browser, address, "");
+    browser.resize(TELEPHONE.0, TELEPHONE.1);
     show_wire(&browser);
     assert!(browser.text("#wire-explains").contains("Tap a line"), "{}", browser.text("#wire-explains"));
     browser.click("#wire .retry");

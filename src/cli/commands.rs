@@ -252,7 +252,7 @@ impl Command {
     ) -> Result<Command, String> {
         let mut arguments = arguments.into_iter().peekable();
         let first = arguments.peek().and_then(|first| first.to_str()).unwrap_or_default().to_owned();
-        let command = CLIENT_COMMANDS.iter().find(|command| command.name == first);
+        let command = client_command(&first);
         arguments.next_if(|_| command.is_some() || matches!(&*first, "serve" | "help"));
         if first == "help" {
             return help_of(arguments.next()).map(Command::Print);
@@ -273,6 +273,10 @@ impl Command {
     }
 }
 
+fn client_command(name: &str) -> Option<&'static ClientCommand> {
+    CLIENT_COMMANDS.iter().find(|command| command.name == name)
+}
+
 /// The names of all commands.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     CLIENT_COMMANDS.iter().map(|command| command.name).chain(["serve", "help"])
@@ -281,7 +285,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 /// The help of a command, or without a name that of `serve`.
 fn help_of(name: Option<OsString>) -> Result<String, String> {
     let Some(name) = name.filter(|name| name != "serve" && name != "help") else { return Ok(help()) };
-    let command = CLIENT_COMMANDS.iter().find(|command| name == command.name);
+    let command = name.to_str().and_then(client_command);
     command.map(ClientCommand::help_text).ok_or_else(|| {
         let guess = did_you_mean("", &name.to_string_lossy(), names());
         format!("no command {}; {guess}statecast help lists them", quoted(&name))

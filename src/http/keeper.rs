@@ -4,7 +4,7 @@
 //! less bytes unread is exactly what tiny_http has read. The one rule: [`verdict`] decides, from facts alone.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::http::allocator;
 use crate::http::answer::Answer;
 use crate::http::listener::{Core, Limits};
+use crate::http::own_address;
 use crate::http::socket::{Facts, Identity};
 use crate::http::turn::{Connection, Doing, Seen, Standing};
 use crate::lock::lock;
@@ -250,12 +251,7 @@ impl Keeper {
 /// A connection that ends at once: the worker of tiny_http's that takes it goes on to one that waits behind busy ones.
 /// Waits for nothing.
 fn poke(address: SocketAddr) -> io::Result<()> {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    let address = SocketAddr::new(ip, address.port());
+    let address = own_address(address);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // On the way when this returns, and so is its end.

@@ -15,7 +15,7 @@ mod turn;
 mod writer;
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use tiny_http::Request;
@@ -48,6 +48,17 @@ pub(crate) fn listen(
     handler: impl Fn(Exchange) + Send + Sync + 'static,
 ) -> io::Result<Listener> {
     Listener::start(addresses, limits, log, metrics, Box::new(handler))
+}
+
+/// Where this machine finds what listens at `address`: a listener at every address is at the one that the machine calls
+/// its own, too.
+pub(crate) fn own_address(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 /// Keeps memory in one place, and counts tiny_http's panics instead of printing them, in the whole process.

@@ -1,8 +1,8 @@
 //! The hub: publish, join, fan out, catch up.
 //!
 //! `server` publishes and joins clients; neither ever touches another client's socket. Publishing appends to history
-//! and rings the bells; each fan-out thread reads history and writes to the live clients of its part. The one rule: nothing blocks, logs
-//! or writes to a socket while it holds the lock.
+//! and rings the bells; each fan-out thread reads history and writes to the live clients of its part. The one rule:
+//! nothing blocks, logs or writes to a socket while it holds the lock.
 
 mod catch_up;
 mod chunk;

@@ -1,7 +1,8 @@
 //! The thread that saves the document to its file.
 //!
-//! It saves at most once a second, or as `--save-every` says, and when the server stops, so that an SD card lives long. The one rule: nobody waits
-//! for the disk longer than he said he would; the thread may stand still in it for as long as it likes.
+//! It saves at most once a second, or as `--save-every` says, and when the server stops, so that an SD card lives long.
+//! The one rule: nobody waits for the disk longer than he said he would; the thread may stand still in it for as long as
+//! it likes.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
