@@ -280,6 +280,23 @@ impl Document {
         topic.map_or(Some(self.last_change), |topic| self.changed.get(topic.as_str()).copied())
     }
 
+    /// The ids of the last change of the document, `None`, and of each topic.
+    pub fn changes(&self) -> impl Iterator<Item = (Option<&str>, EventId)> {
+        let topics = self.whole.as_object().into_iter().flat_map(Map::keys);
+        let of_topic = |topic| Some((Some(String::as_str(topic)), *self.changed.get(topic)?));
+        std::iter::once((None, self.last_change)).chain(topics.filter_map(of_topic))
+    }
+
+    /// Takes over those ids from an earlier server with the same document.
+    pub fn take_changes<'a>(&mut self, changes: impl Iterator<Item = (Option<&'a str>, EventId)>) {
+        for (topic, id) in changes {
+            let known = topic.map_or(Some(&mut self.last_change), |topic| self.changed.get_mut(topic));
+            if let Some(known) = known {
+                *known = id;
+            }
+        }
+    }
+
     /// The whole document as JSON.
     pub fn json(&self) -> String {
         to_json(&self.whole)

@@ -9,6 +9,7 @@ mod chunk;
 pub mod client;
 pub mod draft;
 mod fan_out;
+pub mod handover;
 pub mod history;
 mod state;
 pub mod watch;
@@ -67,14 +68,15 @@ pub(crate) struct Threads {
 }
 
 impl Hub {
-    /// Starts the fan-out threads and the catch-up thread, with the document as it was saved. `changed` is rung after
-    /// every change of the document.
+    /// Starts the fan-out threads and the catch-up thread, with the document as it was saved and what an earlier
+    /// server wrote out. `changed` is rung after every change of the document.
     ///
     /// # Errors
     /// There is no thread to be had; or `InvalidData`: the document is none that this hub takes.
     pub fn start(
         config: Config,
         saved: Value,
+        handed: Option<Vec<u8>>,
         log: Log,
         changed: Sender<()>,
     ) -> io::Result<(Arc<Hub>, Threads)> {
@@ -82,7 +84,10 @@ impl Hub {
         let start = EventId::first(now_ms(), random_part);
         let document = Document::saved(start, config.max_document_bytes, saved)
             .map_err(|refusal| io::Error::new(ErrorKind::InvalidData, refusal))?;
-        let state = State::new(document, random_part, &config);
+        let mut state = State::new(document, random_part, &config);
+        if let Some(Err(why)) = handed.map(|stream| state.restore(&stream)) {
+            log.line(|| format!("the history of the server before is not used: {why}"));
+        }
         let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
         let (late, for_catch_up) = bounded(1);
         let hub = Arc::new(Hub {
@@ -152,6 +157,11 @@ impl Hub {
     pub fn forget_history(&self) {
         self.lock().forget();
         self.ring();
+    }
+
+    /// What the next server with this document can go on with; `None` where nobody would know.
+    pub fn write_out(&self) -> Option<Vec<u8>> {
+        self.lock().write_out()
     }
 
     /// Looks at the document, under the lock.
