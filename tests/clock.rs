@@ -8,6 +8,7 @@
 mod clock;
 mod support;
 
+use std::fs;
 use std::io::Write;
 
 use clock::Clock;
