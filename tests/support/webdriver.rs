@@ -29,6 +29,9 @@ const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 pub const TAB: &str = "\u{E004}";
 pub const ENTER: &str = "\u{E007}";
 
+/// How long the start of a browser may take, on a busy machine too.
+const START: Duration = Duration::from_secs(120);
+
 /// How long the end of a browser may take before its driver is killed all the same.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -60,7 +63,7 @@ const RUN_IN_PAGE: &str = "
             resolve(data);
         });
         const call = `(${inPage})(${JSON.stringify([...arguments, name])})`;
-        messageManager.loadFrameScript(`data:,${encodeURIComponent(call)}`, false);
+        messageManager.loadFrameScript(`data:;charset=utf-8,${encodeURIComponent(call)}`, false);
     })";
 
 /// Makes tests of functions that take a browser's name, one for each browser named: `the_name_of_the_function::firefox`.
@@ -435,12 +438,14 @@ impl Browser {
 
     /// The value of the driver's answer, or its words.
     fn ask(&self, method: &str, url: &str, body: &Value) -> Result<Value, String> {
+        let limit = if self.session_url.is_empty() { START } else { DEADLINE };
         let request = ureq::http::Request::builder().method(method).uri(url);
         let answer = if body.is_null() {
             self.agent.run(request.body(()).expect("a request"))
         } else {
             let request = request.header("Content-Type", "application/json").body(body.to_string());
-            self.agent.run(request.expect("a request"))
+            let request = self.agent.configure_request(request.expect("a request"));
+            self.agent.run(request.timeout_global(Some(limit)).build())
         };
         let answer = answer.map_err(|error| error.to_string())?;
         let is_success = answer.status().is_success();
