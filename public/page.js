@@ -16,6 +16,7 @@ const PERMIT_MS = 1_000;
 const WHEN_MS = 10_000;
 // Of a fault of the lab.
 const LONGEST_FAULT_MS = 300_000;
+const SLOW_READER_MS = 8_000;
 const STANDARD = 'https://html.spec.whatwg.org/multipage/server-sent-events.html';
 
 const byId = (id) => document.getElementById(id);
@@ -193,7 +194,9 @@ async function countTabs() {
 	const locks = await navigator.locks?.query();
 	if (!locks) return;
 	const ours = ({ name }) => name.startsWith('statecast ') && name.endsWith(` ${absolute(stream)}`);
+	const before = tabCount;
 	tabCount = [...locks.held, ...locks.pending].filter(ours).length;
+	if (tabCount !== before && clients.size > 0) drawClients([...clients.values()]);
 }
 
 // Said once a state lasts.
@@ -883,26 +886,26 @@ function silence() {
 
 async function publishMuch() {
 	const body = 'x'.repeat(100_000);
-	for (let number = 0; number < 100; number += 1) {
+	for (let number = 0; number < 50; number += 1) {
 		const { error } = await ask('POST', path('events', topic), body, 'text/plain');
 		if (error) return { error };
 	}
-	await when(() => wireState() === 'catching_up', 2 * CLIENTS_EVERY_MS);
+	await listClients();
 	return {};
 }
 
 async function readSlowly() {
 	await openWire();
 	if (!isPaused) togglePause();
+	const start = Date.now();
 	let { error } = await publishMuch();
-	if (!error && !facts.caughtUp) {
-		// Firefox reads on, and keeps what the page does not take.
+	// Firefox and WebKit read on, and keep what the page does not take.
+	if (!error && await when(() => wireState() === 'live', 2 * CLIENTS_EVERY_MS)) {
+		const ms = Math.max(SLOW_READER_MS, 2 * (Date.now() - start));
 		if (!hasLab) error = 'this browser reads on although the page does not; with `--lab` the server can help';
-		else ({ error } = await inject(`lab/clients/${wireClient}/stall?for=8s`));
-		if (!error) ({ error } = await publishMuch());
+		else ({ error } = await inject(`lab/clients/${wireClient}/stall?for=${ms}ms`));
 	}
-	// So that it can be seen.
-	if (facts.caughtUp) await new Promise((resolve) => { setTimeout(resolve, 2 * MARK_MS); });
+	if (!error) ({ error } = await publishMuch());
 	if (isPaused) togglePause();
 	return { error };
 }
@@ -910,7 +913,7 @@ async function readSlowly() {
 // Of each experiment: the panels that it is about, what Do it does, what to watch for, and whether it was seen.
 const STEPS = [
 	{ panels: ['wire'], act: openWire, watch: 'the lines of the wire',
-		seen: () => reading && statecast.state === 'open' && wireShown.includes(' init') && `one answer, with \`retry: ${wireRetry}\`, \`hello\` and \`init\`` },
+		seen: () => reading && statecast.state === 'open' && wireShown.includes(' init') && `one answer, \`200\`, with \`retry: ${wireRetry}\`, \`hello\` and \`init\`` },
 	{ panels: ['document', 'wire'], act: publishChange, watch: 'the document and the end of the wire',
 		seen: () => facts.update && wireShown.includes(' update') && `the \`update\` \`${facts.update}\`` },
 	{ panels: ['clients'], act: openTab, watch: 'the second tab, and how many clients there are',
@@ -1034,7 +1037,11 @@ function go(to) {
 on('tour-do', 'click', doIt);
 on('tour-back', 'click', () => go(step - 1));
 on('tour-next', 'click', () => go(step + 1));
-addEventListener('hashchange', showStep);
+// Who uses the keyboard goes on where the step begins.
+addEventListener('hashchange', () => {
+	showStep();
+	byId(step ? 'tour-text' : 'tour-open').focus({ preventScroll: true });
+});
 
 // --- Start ---
 

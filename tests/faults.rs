@@ -54,6 +54,9 @@ fn faults(address: SocketAddr) -> Vec<(String, String, String)> {
 
 tests_in_browsers! {
     the_page_heals_from_every_fault_and_shows_the_right_document: chromium, firefox, webkit;
+    the_page_has_a_button_for_each_fault_and_none_where_there_is_no_lab: chromium, firefox, webkit;
+    the_wire_shows_what_drips_and_what_is_odd_as_it_came: chromium, firefox, webkit;
+    the_wire_marks_the_edges_of_what_came_in_pieces: chromium, firefox, webkit;
 }
 
 fn the_page_heals_from_every_fault_and_shows_the_right_document(browser: &str) {
@@ -90,12 +93,10 @@ fn the_page_heals_from_every_fault_and_shows_the_right_document(browser: &str) {
     assert!(reasons.contains("what answered is text/html, and no event stream"), "{reasons}");
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn the_page_has_a_button_for_each_fault_and_none_where_there_is_no_lab() {
+fn the_page_has_a_button_for_each_fault_and_none_where_there_is_no_lab(browser: &str) {
     let server = start_lab();
     let address = server.address();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     let listed: Vec<String> = get(address, "/lab").json()["faults"]
         .as_array()
@@ -120,12 +121,10 @@ fn the_page_has_a_button_for_each_fault_and_none_where_there_is_no_lab() {
     assert_no_complaint(&browser);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn the_wire_shows_what_drips_and_what_is_odd_as_it_came() {
+fn the_wire_shows_what_drips_and_what_is_odd_as_it_came(browser: &str) {
     let server = start_lab();
     let address = server.address();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, address, "");
     show_wire(&browser);
     let ours = browser.run("return String(statecast.hello.client)", &[]);
@@ -157,11 +156,9 @@ fn the_wire_shows_what_drips_and_what_is_odd_as_it_came() {
     wait_for_document(&browser, &json!({"kitchen": "ö"}));
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn the_wire_marks_the_edges_of_what_came_in_pieces() {
+fn the_wire_marks_the_edges_of_what_came_in_pieces(browser: &str) {
     let server = start();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     open(&browser, server.address(), "");
     // A byte each, through letters and line ends: how much comes at once is the browser's choice.
     let script = r"byId('wire').hidden = false;

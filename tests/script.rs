@@ -12,7 +12,19 @@ use std::thread;
 
 use serde_json::{Value, json};
 use support::*;
-use webdriver::Browser;
+use webdriver::{Browser, Kind, tests_in_browsers};
+
+tests_in_browsers! {
+    whatever_retry_after_says_the_script_waits_a_day_at_most_and_its_own_while_at_least: chromium, firefox, webkit;
+    whatever_hello_says_of_heartbeats_the_script_looks_after_two_of_them_or_else_not_at_all: chromium, firefox, webkit;
+    a_hello_that_is_none_is_one_more_try_after_a_while_and_not_a_storm: chromium, firefox, webkit;
+    where_the_browser_hides_why_another_origin_gave_nothing_the_script_says_both_reasons: chromium, firefox, webkit;
+    a_retry_of_centuries_is_not_waited_for_and_the_script_asks_by_itself: chromium, firefox, webkit;
+    a_clock_that_is_set_costs_one_connection_and_every_timer_stays_one: chromium, firefox, webkit;
+    the_seventh_stream_of_a_browser_says_what_it_waits_for: chromium, firefox, webkit;
+    the_script_is_a_classic_one_and_a_module_and_each_gives_the_same: chromium, firefox, webkit;
+    the_types_in_the_scripts_comment_name_what_a_statecast_has: chromium, firefox, webkit;
+}
 
 const SCRIPT: &str = include_str!("../public/statecast.js");
 const MODULE: &str = include_str!("../public/statecast.mjs");
@@ -82,8 +94,8 @@ fn index(target: &str) -> usize {
     path.rsplit('/').next().unwrap().parse().unwrap_or_else(|_| panic!("{target}"))
 }
 
-fn open(address: SocketAddr) -> Browser {
-    let browser = Browser::start();
+fn open(browser: &str, address: SocketAddr) -> Browser {
+    let browser = Browser::start_named(browser);
     browser.open(&format!("http://{address}/"));
     browser
 }
@@ -99,9 +111,7 @@ const DAY: f64 = 86_400_000.0;
 /// Its own first wait is at random, and not longer.
 const OWN: f64 = 1_000.0;
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn whatever_retry_after_says_the_script_waits_a_day_at_most_and_its_own_while_at_least() {
+fn whatever_retry_after_says_the_script_waits_a_day_at_most_and_its_own_while_at_least(browser: &str) {
     const NOW: &str = "Thu, 01 Jan 1970 00:01:00 GMT";
     let digits: &str = Box::leak("9".repeat(400).into_boxed_str());
     let cases: Vec<(&str, &str, f64)> = vec![
@@ -145,7 +155,7 @@ fn whatever_retry_after_says_the_script_waits_a_day_at_most_and_its_own_while_at
             "HTTP/1.1 503 Busy\r\nRetry-After: {after}\r\nDate: {date}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         )
     });
-    let browser = open(address);
+    let browser = open(browser, address);
     for (number, (after, date, expected)) in cases.iter().enumerate() {
         let wait = timer_in(&browser, "waiting", &format!("/events/{number}"));
         let is_so =
@@ -166,9 +176,7 @@ fn hello(hello: &str) -> String {
     )
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn whatever_hello_says_of_heartbeats_the_script_looks_after_two_of_them_or_else_not_at_all() {
+fn whatever_hello_says_of_heartbeats_the_script_looks_after_two_of_them_or_else_not_at_all(browser: &str) {
     const NOT_AT_ALL: f64 = 40_000.0;
     let cases = [
         ("15000", 30_001.0),
@@ -196,7 +204,7 @@ fn whatever_hello_says_of_heartbeats_the_script_looks_after_two_of_them_or_else_
         let (heartbeat, _) = cases[index(target)];
         hello(&format!(r#"{{"client":1,"heartbeat_ms":{heartbeat},"resume":"init","reason":"first"}}"#))
     });
-    let browser = open(address);
+    let browser = open(browser, address);
     for (number, (heartbeat, expected)) in cases.iter().enumerate() {
         let wait = timer_in(&browser, "open", &format!("/events/{number}"));
         // Less what has passed since the event came.
@@ -204,27 +212,25 @@ fn whatever_hello_says_of_heartbeats_the_script_looks_after_two_of_them_or_else_
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_hello_that_is_none_is_one_more_try_after_a_while_and_not_a_storm() {
+fn a_hello_that_is_none_is_one_more_try_after_a_while_and_not_a_storm(browser: &str) {
     let hellos = ["null", "{", "", "7", r#""text""#, r#"{"resume":5,"reason":"constructor"}"#, "[]"];
     let states = ["waiting", "waiting", "waiting", "open", "open", "open", "open"];
     let address = serve(move |target| hello(hellos[index(target)]));
-    let browser = open(address);
+    let browser = open(browser, address);
     for (number, state) in states.iter().enumerate() {
         let wait = timer_in(&browser, state, &format!("/events/{number}"));
         assert!((500.0..=40_001.0).contains(&wait), "{:?}: {wait} ms", hellos[number]);
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn where_the_browser_hides_why_another_origin_gave_nothing_the_script_says_both_reasons() {
+fn where_the_browser_hides_why_another_origin_gave_nothing_the_script_says_both_reasons(browser: &str) {
     const HIDDEN: &str = "nobody answers, or --allow-origin does not list this page";
     let unlisted = start();
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let address = serve(|_| String::new());
-    let browser = open(address);
+    let browser = open(browser, address);
+    // Firefox gives up where nobody listens, so that the script tries instead.
+    let keeps_trying = if browser.kind == Kind::Firefox { "" } else { "; the browser keeps trying" };
     let ask = "const [stream] = arguments;
         return new Promise((resolve) => {
             const statecast = new Statecast(stream, { share: false });
@@ -234,30 +240,26 @@ fn where_the_browser_hides_why_another_origin_gave_nothing_the_script_says_both_
         })";
     assert_eq!(browser.run(ask, &[&format!("http://{}/events", unlisted.address())]), HIDDEN);
     let reason = browser.run(ask, &[&format!("http://{gone}/events")]);
-    assert_eq!(reason, format!("{HIDDEN}; the browser keeps trying"));
+    assert_eq!(reason, format!("{HIDDEN}{keeps_trying}"));
     // Of its own origin it can be sure.
     assert_eq!(browser.run(ask, &["/events"]), "nobody answers; the browser keeps trying");
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_retry_of_centuries_is_not_waited_for_and_the_script_asks_by_itself() {
+fn a_retry_of_centuries_is_not_waited_for_and_the_script_asks_by_itself(browser: &str) {
     // Three line ends: it closes then.
     let stream = |retry: &str| format!("{}retry: {retry}\n\n\n", hello(r#"{"heartbeat_ms":15000}"#));
     let retries = ["99999999999", "99999999999999999999999999", "2147483648"];
     let address = serve(move |target| stream(retries[index(target)]));
-    let browser = open(address);
+    let browser = open(browser, address);
     for (number, retry) in retries.iter().enumerate() {
         let wait = timer_in(&browser, "lost", &format!("/events/{number}"));
         assert!(wait <= 40_001.0, "{retry}: {wait} ms");
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn a_clock_that_is_set_costs_one_connection_and_every_timer_stays_one() {
+fn a_clock_that_is_set_costs_one_connection_and_every_timer_stays_one(browser: &str) {
     let address = serve(|_| hello(r#"{"client":1,"heartbeat_ms":15000,"resume":"init","reason":"first"}"#));
-    let browser = open(address);
+    let browser = open(browser, address);
     let set_clock = "const [by] = arguments;
         return new Promise((resolve) => {
             const seen = [];
@@ -283,11 +285,9 @@ fn a_clock_that_is_set_costs_one_connection_and_every_timer_stays_one() {
     }
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn the_seventh_stream_of_a_browser_says_what_it_waits_for() {
+fn the_seventh_stream_of_a_browser_says_what_it_waits_for(browser: &str) {
     let server = start();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     browser.open(&format!("http://{}/healthz", server.address()));
     let script = "return import('/statecast.mjs').then(({ Statecast }) => new Promise((resolve) => {
         const open = new Set();
@@ -304,13 +304,11 @@ fn the_seventh_stream_of_a_browser_says_what_it_waits_for() {
     assert_eq!(browser.run(script, &[]), json!(["connecting", reason, 6]));
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn the_script_is_a_classic_one_and_a_module_and_each_gives_the_same() {
+fn the_script_is_a_classic_one_and_a_module_and_each_gives_the_same(browser: &str) {
     let server = start();
     let address = server.address();
     put(address, "/state/kitchen", "1");
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     let first_change = |import: &str| {
         // A page with nothing in it.
         browser.open(&format!("http://{address}/healthz"));
@@ -351,9 +349,7 @@ fn the_script_that_people_copy_is_short_and_none_of_its_lines_is_long() {
     assert_eq!(MODULE.lines().count(), 1);
 }
 
-#[test]
-#[ignore = "needs Chromium and chromedriver: tests/all installs them"]
-fn the_types_in_the_scripts_comment_name_what_a_statecast_has() {
+fn the_types_in_the_scripts_comment_name_what_a_statecast_has(browser: &str) {
     let (_, types) = SCRIPT.split_once("declare class Statecast {\n").unwrap();
     let (types, _) = types.split_once("\n}\n").unwrap();
     let members =
@@ -367,7 +363,7 @@ fn the_types_in_the_scripts_comment_name_what_a_statecast_has() {
     names.sort_unstable();
     names.dedup();
     let server = start();
-    let browser = Browser::start();
+    let browser = Browser::start_named(browser);
     browser.open(&format!("http://{}/healthz", server.address()));
     let script = "return import('/statecast.js').then(() => {
         const statecast = new Statecast('/events');

@@ -110,7 +110,7 @@ impl Kind {
     }
 
     /// What a session of this browser is asked for.
-    pub fn capabilities(self, folder: &Path) -> Value {
+    pub fn capabilities(self, folder: &Path, runs_scripts: bool) -> Value {
         match self {
             Kind::Chromium => json!({
                 "browserName": "chrome",
@@ -140,6 +140,7 @@ impl Kind {
                         "dom.ipc.processCount.webIsolated": 32,
                         // JSON is shown as text, in a page that does nothing by itself.
                         "devtools.jsonview.enabled": false,
+                        "javascript.enabled": runs_scripts,
                     },
                 },
             }),
@@ -147,7 +148,7 @@ impl Kind {
                 "browserName": "MiniBrowser",
                 "webkitgtk:browserOptions": {
                     "binary": mini_browser(),
-                    "args": ["--automation"],
+                    "args": ["--automation", format!("--enable-javascript={runs_scripts}")],
                 },
             }),
         }

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use serde_json::Value;
 use statecast::EventId;
@@ -77,4 +79,14 @@ pub fn wire(browser: &Browser) -> Vec<String> {
 
 pub fn is_complaint(line: &ConsoleLine) -> bool {
     line.level == "SEVERE" || line.message.replace('-', " ").contains("Content Security Policy")
+}
+
+/// Keeps a picture of what is in sight in the folder that `STATECAST_SCREENSHOTS` names, for whoever wants to look.
+pub fn keep_picture(browser: &Browser, name: &str, scheme: &str) {
+    let Some(folder) = std::env::var_os("STATECAST_SCREENSHOTS") else { return };
+    browser.prefer(scheme);
+    let size = browser.run("return `${innerWidth}x${innerHeight}`", &[]);
+    let name = format!("{:?}-{}-{name}-{scheme}.png", browser.kind, size.as_str().expect("a size"));
+    fs::create_dir_all(&folder).expect("a folder for pictures");
+    fs::write(Path::new(&folder).join(name), browser.screenshot()).expect("a picture is written");
 }

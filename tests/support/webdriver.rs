@@ -29,6 +29,9 @@ const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 pub const TAB: &str = "\u{E004}";
 pub const ENTER: &str = "\u{E007}";
 
+/// How long the start of a browser may take, on a busy machine too.
+const START: Duration = Duration::from_secs(120);
+
 /// How long the end of a browser may take before its driver is killed all the same.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -60,7 +63,7 @@ const RUN_IN_PAGE: &str = "
             resolve(data);
         });
         const call = `(${inPage})(${JSON.stringify([...arguments, name])})`;
-        messageManager.loadFrameScript(`data:,${encodeURIComponent(call)}`, false);
+        messageManager.loadFrameScript(`data:;charset=utf-8,${encodeURIComponent(call)}`, false);
     })";
 
 /// Makes tests of functions that take a browser's name, one for each browser named: `the_name_of_the_function::firefox`.
@@ -108,6 +111,19 @@ impl Browser {
 
     /// Starts `chromium`, `firefox` or `webkit`.
     pub fn start_named(name: &str) -> Browser {
+        Browser::start_with(name, true)
+    }
+
+    /// Starts it so that it runs no script of a page; a test runs none there either.
+    pub fn start_without_javascript(name: &str) -> Browser {
+        let browser = Browser::start_with(name, false);
+        if browser.kind == Kind::Chromium {
+            browser.devtools("Emulation.setScriptExecutionDisabled", &json!({ "value": true }));
+        }
+        browser
+    }
+
+    fn start_with(name: &str, runs_scripts: bool) -> Browser {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let kind = Kind::named(name);
@@ -123,12 +139,12 @@ impl Browser {
             .into();
         // From here on, whatever panics ends the driver.
         let mut browser = Browser { kind, agent, driver, session_url: String::new(), folder };
-        browser.open_session();
+        browser.open_session(runs_scripts);
         browser
     }
 
-    fn open_session(&mut self) {
-        let wanted = self.kind.capabilities(&self.folder);
+    fn open_session(&mut self, runs_scripts: bool) {
+        let wanted = self.kind.capabilities(&self.folder, runs_scripts);
         let url = format!("{}/session", self.driver.url);
         let session = self.ask("POST", &url, &json!({ "capabilities": { "alwaysMatch": wanted } }));
         let (kind, needs) = (self.kind, self.kind.needs());
@@ -148,7 +164,9 @@ impl Browser {
 
     /// Opens another tab, looks at it, and gives its handle.
     pub fn new_tab(&self) -> String {
-        let opened = self.post("window/new", &json!({ "type": "tab" }));
+        // Of the tabs in a window of WebKit, its driver shows the first alone.
+        let kind = if self.kind == Kind::WebKit { "window" } else { "tab" };
+        let opened = self.post("window/new", &json!({ "type": kind }));
         let tab = opened["handle"].as_str().expect("a handle").to_owned();
         self.look_at(&tab);
         tab
@@ -235,26 +253,40 @@ impl Browser {
         serde_json::from_str::<Value>(returned).expect("JSON")[0].clone()
     }
 
+    /// The same, without the names of the page's scripts in Firefox; cheap.
     fn execute(&self, script: &str, arguments: &[&str]) -> Value {
         self.post("execute/sync", &json!({ "script": script, "args": arguments }))
     }
 
     /// The text of the first element that fits, also where it is out of sight; empty if there is none.
     pub fn text(&self, selector: &str) -> String {
-        let text = self.run("return document.querySelector(arguments[0])?.textContent ?? ''", &[selector]);
+        let script = "return document.querySelector(arguments[0])?.textContent ?? ''";
+        let text = self.execute(script, &[selector]);
         text.as_str().expect("a text").to_owned()
     }
 
     /// The texts of all elements that fit.
     pub fn texts(&self, selector: &str) -> Vec<String> {
         let script = "return Array.from(document.querySelectorAll(arguments[0]), (one) => one.textContent)";
-        serde_json::from_value(self.run(script, &[selector])).expect("texts")
+        serde_json::from_value(self.execute(script, &[selector])).expect("texts")
     }
 
     /// An attribute of the first element that fits; empty if there is none.
     pub fn attribute(&self, selector: &str, name: &str) -> String {
         let script = "return document.querySelector(arguments[0])?.getAttribute(arguments[1]) ?? ''";
-        self.run(script, &[selector, name]).as_str().expect("a text").to_owned()
+        self.execute(script, &[selector, name]).as_str().expect("a text").to_owned()
+    }
+
+    /// The text of the first element that fits as far as it is in sight, also where no script runs.
+    pub fn visible_text(&self, selector: &str) -> String {
+        let text = self.get(&format!("element/{}/text", self.find(selector)));
+        text.as_str().expect("a text").to_owned()
+    }
+
+    /// How far below the top of the page an element is, in pixels, also where no script runs.
+    pub fn top(&self, selector: &str) -> f64 {
+        let place = self.get(&format!("element/{}/rect", self.find(selector)));
+        place["y"].as_f64().expect("a number")
     }
 
     /// Empties a field and types into it, key by key.
@@ -406,12 +438,14 @@ impl Browser {
 
     /// The value of the driver's answer, or its words.
     fn ask(&self, method: &str, url: &str, body: &Value) -> Result<Value, String> {
+        let limit = if self.session_url.is_empty() { START } else { DEADLINE };
         let request = ureq::http::Request::builder().method(method).uri(url);
         let answer = if body.is_null() {
             self.agent.run(request.body(()).expect("a request"))
         } else {
             let request = request.header("Content-Type", "application/json").body(body.to_string());
-            self.agent.run(request.expect("a request"))
+            let request = self.agent.configure_request(request.expect("a request"));
+            self.agent.run(request.timeout_global(Some(limit)).build())
         };
         let answer = answer.map_err(|error| error.to_string())?;
         let is_success = answer.status().is_success();
