@@ -15,7 +15,7 @@ use crate::http::allocator;
 use crate::http::answer::Answer;
 use crate::http::listener::{Core, Limits};
 use crate::http::own_address;
-use crate::http::socket::{DEFERS, Facts, Identity};
+use crate::http::socket::{Facts, Identity};
 use crate::http::turn::{Connection, Doing, Seen, Standing};
 use crate::lock::lock;
 use crate::metrics::NOT_ASCII_HEADS;
@@ -177,9 +177,6 @@ impl Keeper {
         self.shared.metrics.stuck_connections.set(round.stuck as u64);
         if is_thorough {
             self.thorough_at = now + THOROUGH;
-            // Where the kernel hands over connections that were reset before they said a word, they wait, too, and have no
-            // peer to be found by.
-            round.pokes += usize::from(!DEFERS);
             self.trim(self.shared.table.forget_gone(&open, now));
         }
         round
