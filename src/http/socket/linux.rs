@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 
 use super::{Facts, option};
 
@@ -16,6 +16,13 @@ pub(in crate::http) const DEFERS: bool = true;
 pub(super) fn cookie_of(descriptor: RawFd) -> Option<u64> {
     let mut cookie = [0];
     option(descriptor, libc::SOL_SOCKET, libc::SO_COOKIE, &mut cookie).map(|_| cookie[0])
+}
+
+/// Each socket has a cookie of the kernel's.
+pub(super) const GIVES_COOKIES: bool = true;
+
+pub(super) fn mark(_socket: &SockRef) -> Option<u64> {
+    None
 }
 
 pub(super) fn facts_of(descriptor: RawFd) -> Option<Facts> {

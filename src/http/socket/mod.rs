@@ -224,7 +224,10 @@ impl Sockets {
     fn identify(&self, known: &Known, peer: SocketAddr) -> Option<Identity> {
         let mut identity: Option<Identity> = None;
         for descriptor in known.by_peer.get(&peer)? {
-            match (cookie_of(*descriptor), &mut identity) {
+            let cookie = cookie_of(*descriptor);
+            let cookie =
+                if kernel::GIVES_COOKIES { cookie } else { cookie.or_else(|| self.mark(*descriptor, peer)) };
+            match (cookie, &mut identity) {
                 (Some(cookie), Some(same)) if cookie == same.cookie => same.descriptors[1] = *descriptor,
                 (Some(cookie), None) => {
                     let found = Identity { cookie, descriptors: [*descriptor; 2] };
@@ -236,11 +239,17 @@ impl Sockets {
         identity
     }
 
+    /// Gives a connection from `peer` to our listener a cookie.
+    fn mark(&self, descriptor: RawFd, peer: SocketAddr) -> Option<u64> {
+        let is_it = |socket: &SockRef| ends_of(socket.as_raw_fd()) == Some((peer, self.port));
+        let marked = lock(&self.hand).with(descriptor, |socket| is_it(socket).then(|| kernel::mark(socket)));
+        marked.flatten().flatten()
+    }
+
     /// Whether it is a connection from `peer` to our listener.
     fn is_from(&self, identity: Identity, peer: SocketAddr) -> bool {
         // A test has both ends in one process: the other one's peer is our listener.
-        let ends = |number| Some((peer_of(number)?, local_of(number)?.port()));
-        identity.ask(ends) == Some((peer, self.port))
+        identity.ask(ends_of) == Some((peer, self.port))
     }
 }
 
@@ -349,6 +358,11 @@ fn throw_away(socket: &SockRef) -> bool {
             Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
         }
     }
+}
+
+/// Who is at the other end, and the port of this one.
+fn ends_of(descriptor: RawFd) -> Option<(SocketAddr, u16)> {
+    Some((peer_of(descriptor)?, local_of(descriptor)?.port()))
 }
 
 fn peer_of(descriptor: RawFd) -> Option<SocketAddr> {

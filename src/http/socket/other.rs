@@ -2,33 +2,50 @@
 //!
 //! A build for Linux with `--cfg plain_unix` has it, too, and so the tests have tried it.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 
-use super::{Facts, local_of, peer_of};
+use super::{Facts, peer_of};
 
 /// No Unix has to.
 pub(in crate::http) const DEFERS: bool = false;
 
-/// A number made of both ends: a later connection between the same two is taken for this one. That has an end when the
-/// connection has.
+/// A socket has none before we give it one.
+pub(super) const GIVES_COOKIES: bool = false;
+
+/// A time-out of so many seconds or more is a cookie: some tens of years, which nobody waits for.
+const LEAST_COOKIE: u64 = 1 << 30;
+
+/// The cookie of a socket that was marked.
+#[allow(unsafe_code)]
 pub(super) fn cookie_of(descriptor: RawFd) -> Option<u64> {
-    let mut hasher = DefaultHasher::new();
-    (peer_of(descriptor)?, local_of(descriptor)?).hash(&mut hasher);
-    // Never that of no socket.
-    Some(hasher.finish() | 1)
+    let mut timeout = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let mut length = size_of_val(&timeout) as libc::socklen_t;
+    let place = (&raw mut timeout).cast();
+    // SAFETY: the kernel writes no more than `length` bytes to the place; a number that names no socket is an error.
+    let done =
+        unsafe { libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_RCVTIMEO, place, &raw mut length) };
+    (done == 0).then_some(timeout.tv_sec as u64).filter(|seconds| *seconds >= LEAST_COOKIE)
+}
+
+/// Gives a socket a cookie: the time-out of its reads, of which a socket that was just accepted has none.
+pub(super) fn mark(socket: &SockRef) -> Option<u64> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let cookie = LEAST_COOKIE + NEXT.fetch_add(1, Ordering::Relaxed) % LEAST_COOKIE;
+    socket.set_read_timeout(Some(Duration::from_secs(cookie))).ok()?;
+    Some(cookie)
 }
 
 /// Without a count of what came, only what is unread is known of it. So half a head is noticed where it is a connection's
 /// first, and a later one is given as long as an idle connection.
 pub(super) fn facts_of(descriptor: RawFd) -> Option<Facts> {
-    peer_of(descriptor)?;
     let unread = unread(descriptor)?;
-    Some(Facts { received: unread, unread, is_open: unread > 0 || !is_at_end(descriptor) })
+    let is_open = peer_of(descriptor).is_some() && (unread > 0 || !is_at_end(descriptor));
+    Some(Facts { received: unread, unread, is_open })
 }
 
 /// Each Unix would have to be asked in its own way. The kernel's keep-alive probes end a connection without a peer.
