@@ -10,6 +10,8 @@ pub mod client;
 pub mod draft;
 mod fan_out;
 pub mod history;
+#[cfg(feature = "redis")]
+mod shared;
 mod state;
 pub mod watch;
 
@@ -19,6 +21,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+#[cfg(feature = "redis")]
+use crossbeam_channel::Receiver;
 use crossbeam_channel::{Sender, bounded};
 use serde_json::Value;
 
@@ -29,6 +33,8 @@ use crate::hub::chunk::Chunk;
 use crate::hub::client::{Arrival, Client, End, Place, Progress};
 use crate::hub::draft::{Draft, Judged};
 use crate::hub::history::Audience;
+#[cfg(feature = "redis")]
+use crate::hub::shared::Shared;
 use crate::hub::state::State;
 use crate::hub::watch::Watch;
 use crate::lock::lock;
@@ -57,6 +63,9 @@ pub(crate) struct Hub {
     /// Clients for the catch-up thread. Unbounded, because each is in it once.
     behind: Mutex<Vec<Option<Arc<Client>>>>,
     late: Sender<()>,
+    /// Where several servers share what is published.
+    #[cfg(feature = "redis")]
+    pub shared: Option<Shared>,
 }
 
 /// The hub's threads.
@@ -64,6 +73,9 @@ pub(crate) struct Hub {
 pub(crate) struct Threads {
     fan_out: Vec<JoinHandle<()>>,
     catch_up: Option<JoinHandle<()>>,
+    /// Ends the thread that follows the journal when it is dropped; and is told of its end.
+    #[cfg(feature = "redis")]
+    follow: Option<(Sender<()>, Receiver<()>)>,
 }
 
 impl Hub {
@@ -85,6 +97,8 @@ impl Hub {
         let state = State::new(document, random_part, &config);
         let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
         let (late, for_catch_up) = bounded(1);
+        #[cfg(feature = "redis")]
+        let shared = Shared::of(&config);
         let hub = Arc::new(Hub {
             seats: Seats::new(config.max_clients, config.max_clients_per_address),
             state: Mutex::new(state),
@@ -97,7 +111,11 @@ impl Hub {
             changed,
             behind: Mutex::default(),
             late,
+            #[cfg(feature = "redis")]
+            shared,
         });
+        #[cfg(feature = "redis")]
+        hub.begin_sharing()?;
         let mut threads = Threads::default();
         let start = || -> io::Result<()> {
             for (number, bell) in for_fan_out.into_iter().enumerate() {
@@ -105,7 +123,11 @@ impl Hub {
                 threads.fan_out.push(spawn("fan-out", move || hub.run_fan_out(number, &bell))?);
             }
             let hub = Arc::clone(&hub);
+            #[cfg(feature = "redis")]
+            let follower = Arc::clone(&hub);
             threads.catch_up = Some(spawn("catch-up", move || hub.run_catch_up(&for_catch_up))?);
+            #[cfg(feature = "redis")]
+            let () = threads.follow = follower.start_following()?;
             Ok(())
         };
         if let Err(error) = start() {
@@ -123,6 +145,11 @@ impl Hub {
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         if state.stopping {
             return Err(Refusal::Stopping);
+        }
+        #[cfg(feature = "redis")]
+        if let Some(shared) = &self.shared {
+            drop(state);
+            return self.share(shared, draft);
         }
         let id = state.next_id();
         let judged = draft.judge(&state.document)?;
@@ -150,6 +177,10 @@ impl Hub {
     /// Knows no id any more that was issued before, as after a restart: whoever resumes with one gets the document,
     /// `reason` `restart`. Clients that are connected notice nothing.
     pub fn forget_history(&self) {
+        #[cfg(feature = "redis")]
+        if self.shared.is_some() {
+            return self.lock().forget_alone();
+        }
         self.lock().forget();
         self.ring();
     }
@@ -167,6 +198,8 @@ impl Hub {
     /// Puts a client on the list and brings it up to date; `last_event_id` is what it said it has. Blocks for as long as
     /// a few writes to a socket that does not block.
     pub fn join(&self, audience: Audience, last_event_id: Option<EventId>, arrival: Arrival) {
+        #[cfg(feature = "redis")]
+        last_event_id.inspect(|id| self.reach(*id));
         let (client, stopping) = {
             // One lock for the place in history and the list: no gap, no double.
             let mut state = self.lock();
@@ -310,6 +343,8 @@ impl Threads {
     /// Delivers what was published, ends every stream with a time to come back, and waits for that until `deadline`.
     pub fn stop(self, hub: &Hub, deadline: Instant) {
         hub.begin_stop();
+        #[cfg(feature = "redis")]
+        let follow = self.follow.map(|(stop, ended)| (drop(stop), ended).1);
         hub.ring();
         for thread in self.fan_out {
             thread.join().ok();
@@ -326,6 +361,8 @@ impl Threads {
         hub.cut_all("the server stopped");
         hub.hand_over(None);
         self.catch_up.map(JoinHandle::join);
+        #[cfg(feature = "redis")]
+        follow.map(|ended| ended.recv_deadline(deadline));
     }
 }
 
