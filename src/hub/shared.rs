@@ -381,32 +381,38 @@ impl Hub {
         }
     }
 
-    /// Makes one of the journal and what is here. Where several try at once, one of them does it. What `is_wrong` here is
-    /// not kept.
+    /// Makes one of the journal and what is here, unless what is here `is_wrong`.
     fn reconcile(&self, shared: &Shared, connection: &mut Connection, is_wrong: bool) -> Result<(), Fault> {
-        while !is_wrong {
-            let last = self.last_id();
-            let end = connection.last_id()?.unwrap_or(EventId::NONE);
-            if end == last {
-                return Ok(());
-            }
-            let next = connection.after(last, 1)?.pop().transpose()?;
-            if next.as_ref().is_some_and(|next| next.before == last) {
-                return Ok(());
-            }
-            let lacks_the_end = end < last && (end == EventId::NONE || self.knows(end));
-            if !lacks_the_end {
-                break;
-            }
-            if self.restore(connection, end)? {
-                return Ok(());
-            }
+        if !is_wrong && self.agree(connection)? {
+            return Ok(());
         }
         let loaded = self.load(connection)?;
         let count = self.take_branch(shared, loaded);
         self.metrics.journal.branches.add(1);
         self.log.line(|| format!("took what Redis has, which did not follow; {count} streams get it anew"));
         Ok(())
+    }
+
+    /// Whether the journal goes on from here, once it has what it lacks. Where several give it that, one of them does.
+    fn agree(&self, connection: &mut Connection) -> Result<bool, Fault> {
+        loop {
+            let last = self.last_id();
+            let end = connection.last_id()?.unwrap_or(EventId::NONE);
+            if end == last {
+                return Ok(true);
+            }
+            let next = connection.after(last, 1)?.pop().transpose()?;
+            if next.as_ref().is_some_and(|next| next.before == last) {
+                return Ok(true);
+            }
+            let lacks_the_end = end < last && (end == EventId::NONE || self.knows(end));
+            if !lacks_the_end {
+                return Ok(false);
+            }
+            if self.restore(connection, end)? {
+                return Ok(true);
+            }
+        }
     }
 
     /// Gives the journal what it lacks. Says whether that was still to be done.
