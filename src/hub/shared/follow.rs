@@ -157,7 +157,7 @@ impl Hub {
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         let last = state.history.last_id();
         if id <= last {
-            let is_known = id <= state.history.before() || state.history.after(id).is_some();
+            let is_known = id <= state.history.first_place() || state.history.after(id).is_some();
             return if is_known { Fit::Known } else { Fit::Astray };
         }
         if before != last {
