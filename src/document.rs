@@ -14,12 +14,24 @@ use crate::sse::event::{EventId, Topic};
 pub(crate) type Patch = Map<String, Value>;
 
 /// What a write does to the document, or to one topic of it.
+#[derive(Clone)]
 pub(crate) enum Change {
     /// Merges a value into it.
     Patch(Value),
     /// Puts a value in its place.
     Put(Value),
     Delete,
+}
+
+#[cfg(feature = "redis")]
+impl Change {
+    /// What it weighs, as a document does.
+    pub fn weight(&self) -> usize {
+        match self {
+            Change::Patch(value) | Change::Put(value) => weight(value),
+            Change::Delete => 0,
+        }
+    }
 }
 
 /// Levels of objects and arrays at most. The document itself is the first.
@@ -47,6 +59,12 @@ pub enum Refusal {
     Absent(String),
     /// A condition of the request, such as `If-Match`, does not hold.
     Unmet(&'static str),
+    /// Redis cannot be reached, or holds what no server put there; nothing was published.
+    #[cfg(feature = "redis")]
+    NotPublished,
+    /// Redis has not answered; it is not known whether it was published.
+    #[cfg(feature = "redis")]
+    NotKnown,
     /// The server is stopping.
     Stopping,
 }
@@ -56,6 +74,14 @@ impl fmt::Display for Refusal {
         match self {
             Refusal::Invalid(text) | Refusal::TooLarge(text) | Refusal::Absent(text) => f.write_str(text),
             Refusal::Unmet(text) => f.write_str(text),
+            #[cfg(feature = "redis")]
+            Refusal::NotPublished => {
+                f.write_str("Redis cannot be used now; nothing was published; try again")
+            }
+            #[cfg(feature = "redis")]
+            Refusal::NotKnown => f.write_str(
+                "Redis has not answered; it is not known whether it was published; look, and try again",
+            ),
             Refusal::Stopping => f.write_str("the server is stopping; try again later"),
         }
     }
@@ -270,6 +296,73 @@ impl Document {
         merge(&mut self.whole, Value::Object(patch));
     }
 
+    /// What is to be known to undo a patch.
+    #[cfg(feature = "redis")]
+    pub fn before(&self, patch: &Patch) -> Before {
+        let changed = patch.keys().map(|key| (key.clone(), self.changed.get(key).copied())).collect();
+        let patch = inverse(&self.whole, patch);
+        Before { patch, changed, last_change: self.last_change, weight: self.weight }
+    }
+
+    /// Makes it what it was.
+    #[cfg(feature = "redis")]
+    pub fn undo(&mut self, before: Before) {
+        merge(&mut self.whole, Value::Object(before.patch));
+        for (topic, id) in before.changed {
+            match id {
+                Some(id) => self.changed.insert(topic, id),
+                None => self.changed.remove(&topic),
+            };
+        }
+        (self.last_change, self.weight) = (before.last_change, before.weight);
+    }
+
+    /// The document as JSON; and the id of each topic's last change, with the document's own under an empty name.
+    #[cfg(feature = "redis")]
+    pub fn record(&self) -> (String, String) {
+        let id_of =
+            |(topic, id): (Option<&str>, EventId)| (topic.unwrap_or("").to_owned(), id.to_string().into());
+        (self.json(), to_json(&Value::Object(self.changes().map(id_of).collect())))
+    }
+
+    /// A document of such a record, which may be larger than this one may get.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    #[cfg(feature = "redis")]
+    pub fn recorded(json: &str, changed: &str, max_bytes: usize) -> Result<Document, String> {
+        let whole = patch_of(json)?;
+        let mut changed = patch_of_any(changed)?
+            .into_iter()
+            .map(|(topic, id)| {
+                let id = id.as_str().and_then(|id| id.parse().ok());
+                id.map(|id| (topic, id)).ok_or_else(|| "an id in its n is none".to_owned())
+            })
+            .collect::<Result<HashMap<String, EventId>, String>>()?;
+        let last_change = changed.remove("").ok_or("its n lacks the document's own id")?;
+        let mut document = Document::new(last_change, max_bytes);
+        document.apply(whole, last_change);
+        if document.changed.len() != changed.len()
+            || changed.keys().any(|topic| !document.changed.contains_key(topic))
+        {
+            return Err("its n and its d have different topics".to_owned());
+        }
+        document.changed = changed;
+        Ok(document)
+    }
+
+    /// Whether two documents have the same value.
+    #[cfg(feature = "redis")]
+    pub fn has_value_of(&self, other: &Document) -> bool {
+        is_same(&self.whole, &other.whole)
+    }
+
+    /// Whether two documents are the same, as are the ids of their changes.
+    #[cfg(feature = "redis")]
+    pub fn is_same(&self, other: &Document) -> bool {
+        self.last_change == other.last_change && self.changed == other.changed && self.has_value_of(other)
+    }
+
     /// The id of the document's last change.
     pub fn last_change(&self) -> EventId {
         self.last_change
@@ -332,7 +425,9 @@ impl Document {
             let text = format!("the document would have {topics} topics; at most {MAX_TOPICS} fit");
             return Err(Refusal::TooLarge(text));
         }
-        if self.weight_after(&patch) > self.max_weight {
+        let weight = self.weight_after(&patch);
+        // One that came from elsewhere may be larger; it must not grow.
+        if weight > self.max_weight && weight > self.weight {
             return Err(too_heavy(self.max_weight));
         }
         Ok(patch)
@@ -340,6 +435,54 @@ impl Document {
 
     fn weight_after(&self, patch: &Patch) -> usize {
         self.weight.saturating_add_signed(growth(&self.whole, patch))
+    }
+}
+
+/// What undoes a patch.
+#[cfg(feature = "redis")]
+pub(crate) struct Before {
+    patch: Patch,
+    changed: Vec<(String, Option<EventId>)>,
+    last_change: EventId,
+    weight: usize,
+}
+
+/// The patch that makes an object again what it was before the patch. Only what the patch names is copied.
+#[cfg(feature = "redis")]
+fn inverse(old: &Value, patch: &Patch) -> Patch {
+    let of_member = |(key, new): (&String, &Value)| {
+        let value = match (old.get(key), new) {
+            (None, _) => Value::Null,
+            (Some(old @ Value::Object(_)), Value::Object(new)) => Value::Object(inverse(old, new)),
+            (Some(old), _) => old.clone(),
+        };
+        (key.clone(), value)
+    };
+    patch.iter().map(of_member).collect()
+}
+
+/// A patch of the whole document that somebody else says is one.
+///
+/// # Errors
+/// What is wrong with it.
+#[cfg(feature = "redis")]
+pub(crate) fn patch_of(json: &str) -> Result<Patch, String> {
+    let patch = patch_of_any(json)?;
+    for key in patch.keys() {
+        Topic::parse(key).map_err(|rule| format!("a key is no topic: {rule}"))?;
+    }
+    if patch.values().any(|value| depth(value) >= MAX_DEPTH) {
+        return Err(format!("it is deeper than {MAX_DEPTH} levels"));
+    }
+    Ok(patch)
+}
+
+#[cfg(feature = "redis")]
+fn patch_of_any(json: &str) -> Result<Patch, String> {
+    match parse_as("its JSON", json.as_bytes(), usize::MAX) {
+        Ok(Value::Object(patch)) => Ok(patch),
+        Ok(_) => Err("its JSON is no object".to_owned()),
+        Err(refusal) => Err(refusal.to_string()),
     }
 }
 
@@ -690,6 +833,25 @@ mod tests {
         fn merging_a_difference_gives_the_new_value(old in stored_value(), new in stored_value()) {
             let merged = merged(old.clone(), diff(&old, &new));
             prop_assert_eq!(merged.to_string(), new.to_string());
+        }
+
+        #[cfg(feature = "redis")]
+        #[test]
+        fn what_is_undone_is_as_it_was(old in stored_value(), patches in prop::collection::vec(patch_value(), 1..4)) {
+            let start = EventId::first(1, 0);
+            let mut document = Document::saved(start, usize::MAX, json!({"a": old, "b": 1})).expect("a document");
+            let whole = |document: &Document| (document.record(), document.weight);
+            let was = whole(&document);
+            let mut undo = Vec::new();
+            for (count, value) in patches.into_iter().enumerate() {
+                let patch = Map::from_iter([("a".to_owned(), value), ("b".to_owned(), Value::Null), ("c".to_owned(), json!(count))]);
+                undo.push(document.before(&patch));
+                document.apply(patch, EventId::first(2 + count as u64, 0));
+            }
+            for before in undo.into_iter().rev() {
+                document.undo(before);
+            }
+            prop_assert_eq!(whole(&document), was);
         }
 
         #[test]

@@ -61,9 +61,13 @@ mod config;
 mod document;
 mod http;
 mod hub;
+#[cfg(feature = "redis")]
+mod journal;
 mod lock;
 mod log;
 mod metrics;
+#[cfg(feature = "redis")]
+mod redis_url;
 mod seats;
 mod server;
 mod sse;
@@ -81,6 +85,8 @@ pub use document::{Refusal, diff, merge};
 pub use http::allocator::PatientAllocator;
 pub use hub::client::ClientStatus;
 pub use hub::history::EventData;
+#[cfg(feature = "redis")]
+pub use redis_url::RedisUrl;
 pub use server::Server;
 pub use server::capacity::Capacity;
 pub use server::handle::{ForTopic, Restart, TimedOut};

@@ -8,6 +8,7 @@ use crate::hub::history::{Audience, EventData};
 use crate::sse::event::{EventId, EventName, Topic};
 
 /// What somebody wants to be published.
+#[derive(Clone)]
 pub(crate) enum Draft {
     /// A change of the document, or of one topic, if the conditions hold for what is there.
     Change(Option<Topic>, Change, Conditions),
@@ -16,12 +17,22 @@ pub(crate) enum Draft {
 }
 
 /// What a draft comes to.
+#[derive(Clone)]
 pub(crate) enum Judged {
     Update(Patch),
     OneOff(Audience, EventName, EventData),
 }
 
 impl Draft {
+    /// What it takes, about.
+    #[cfg(feature = "redis")]
+    pub fn size(&self) -> usize {
+        match self {
+            Draft::Change(_, change, _) => change.weight(),
+            Draft::OneOff(_, _, data) => data.text.len(),
+        }
+    }
+
     /// Judges it for the document as it is.
     pub fn judge(self, document: &Document) -> Result<Judged, Refusal> {
         match self {

@@ -12,7 +12,11 @@ use serde_json::Value;
 use crate::document::{Patch, to_json};
 use crate::hub::chunk::Chunk;
 use crate::hub::draft::Judged;
+#[cfg(feature = "redis")]
+use crate::journal::Record;
 use crate::sse::event::{EventId, EventName, Topic};
+#[cfg(feature = "redis")]
+use crate::sse::parser::Parser;
 
 /// Whom an event is for: `None` are the subscribers of the whole document, `/events`.
 pub(crate) type Audience = Option<Topic>;
@@ -62,6 +66,36 @@ impl Entry {
         let json = if data.is_json { data.text.clone() } else { text() };
         let whole = frame(&format!("{{\"{}\":{json}}}", topic.as_str()));
         Entry { id, frames: vec![(None, whole), (Some(topic), own)] }
+    }
+
+    /// The event as a record of the journal. A place has no more than its id.
+    #[cfg(feature = "redis")]
+    pub fn record(&self, before: EventId) -> Record {
+        let event = |chunk: &Chunk| Parser::new().next(&mut chunk.bytes(false)).ok().flatten();
+        let events: Vec<_> = self.frames.iter().filter_map(|(_, chunk)| event(chunk)).collect();
+        let [kind, topic, name, data] = match (&events[..], self.frames.get(1)) {
+            ([whole, ..], _) if whole.name == "update" => ["update", "", "", &whole.data],
+            ([whole, own], Some((Some(topic), _))) => {
+                let topic = topic.as_str();
+                let is_json = whole.data == format!("{{\"{topic}\":{}}}", own.data);
+                // Its line ends are as they were published in the one that has them escaped.
+                let text = serde_json::from_str(&whole.data)
+                    .ok()
+                    .and_then(|whole: Value| whole[topic].as_str().map(str::to_owned));
+                return Record {
+                    id: self.id,
+                    before,
+                    kind: if is_json { "json" } else { "text" }.into(),
+                    topic: topic.into(),
+                    name: own.name.clone(),
+                    data: if is_json { own.data.clone() } else { text.unwrap_or_default() },
+                };
+            }
+            ([alone, ..], _) => ["text", "", &alone.name, &alone.data],
+            ([], _) => ["document", "", "", ""],
+        }
+        .map(str::to_owned);
+        Record { id: self.id, before, kind, topic, name, data }
     }
 
     /// A place without an event: nobody sees it, and whoever gets the document then is at it.

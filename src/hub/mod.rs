@@ -11,6 +11,8 @@ pub mod draft;
 mod fan_out;
 pub mod handover;
 pub mod history;
+#[cfg(feature = "redis")]
+pub mod shared;
 mod state;
 pub mod watch;
 
@@ -20,6 +22,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+#[cfg(feature = "redis")]
+use crossbeam_channel::Receiver;
 use crossbeam_channel::{Sender, bounded};
 use serde_json::Value;
 
@@ -30,6 +34,8 @@ use crate::hub::chunk::Chunk;
 use crate::hub::client::{Arrival, Client, End, Place, Progress};
 use crate::hub::draft::{Draft, Judged};
 use crate::hub::history::Audience;
+#[cfg(feature = "redis")]
+use crate::hub::shared::{Opened, Shared};
 use crate::hub::state::State;
 use crate::hub::watch::Watch;
 use crate::lock::lock;
@@ -58,6 +64,9 @@ pub(crate) struct Hub {
     /// Clients for the catch-up thread. Unbounded, because each is in it once.
     behind: Mutex<Vec<Option<Arc<Client>>>>,
     late: Sender<()>,
+    /// Where several servers share what is published.
+    #[cfg(feature = "redis")]
+    pub shared: Option<Shared>,
 }
 
 /// The hub's threads.
@@ -65,6 +74,9 @@ pub(crate) struct Hub {
 pub(crate) struct Threads {
     fan_out: Vec<JoinHandle<()>>,
     catch_up: Option<JoinHandle<()>>,
+    /// Ends the thread that follows the journal when it is dropped; and is told of its end.
+    #[cfg(feature = "redis")]
+    follow: Option<(Sender<()>, Receiver<()>)>,
 }
 
 impl Hub {
@@ -77,6 +89,7 @@ impl Hub {
         config: Config,
         saved: Value,
         handed: Option<Vec<u8>>,
+        #[cfg(feature = "redis")] opened: Option<Opened>,
         log: Log,
         changed: Sender<()>,
     ) -> io::Result<(Arc<Hub>, Threads)> {
@@ -88,6 +101,8 @@ impl Hub {
         if let Some(Err(why)) = handed.map(|stream| state.restore(&stream)) {
             log.line(|| format!("the history of the server before is not used: {why}"));
         }
+        #[cfg(feature = "redis")]
+        let shared = opened.map(|opened| state.begin_with(opened));
         let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
         let (late, for_catch_up) = bounded(1);
         let hub = Arc::new(Hub {
@@ -102,6 +117,8 @@ impl Hub {
             changed,
             behind: Mutex::default(),
             late,
+            #[cfg(feature = "redis")]
+            shared,
         });
         let mut threads = Threads::default();
         let start = || -> io::Result<()> {
@@ -110,7 +127,11 @@ impl Hub {
                 threads.fan_out.push(spawn("fan-out", move || hub.run_fan_out(number, &bell))?);
             }
             let hub = Arc::clone(&hub);
+            #[cfg(feature = "redis")]
+            let follower = Arc::clone(&hub);
             threads.catch_up = Some(spawn("catch-up", move || hub.run_catch_up(&for_catch_up))?);
+            #[cfg(feature = "redis")]
+            let () = threads.follow = follower.start_following()?;
             Ok(())
         };
         if let Err(error) = start() {
@@ -128,6 +149,11 @@ impl Hub {
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         if state.stopping {
             return Err(Refusal::Stopping);
+        }
+        #[cfg(feature = "redis")]
+        if let Some(shared) = &self.shared {
+            drop(state);
+            return self.share(shared, draft);
         }
         let id = state.next_id();
         let judged = draft.judge(&state.document)?;
@@ -155,6 +181,10 @@ impl Hub {
     /// Knows no id any more that was issued before, as after a restart: whoever resumes with one gets the document,
     /// `reason` `restart`. Clients that are connected notice nothing.
     pub fn forget_history(&self) {
+        #[cfg(feature = "redis")]
+        if self.shared.is_some() {
+            return self.lock().forget_alone();
+        }
         self.lock().forget();
         self.ring();
     }
@@ -177,6 +207,8 @@ impl Hub {
     /// Puts a client on the list and brings it up to date; `last_event_id` is what it said it has. Blocks for as long as
     /// a few writes to a socket that does not block.
     pub fn join(&self, audience: Audience, last_event_id: Option<EventId>, arrival: Arrival) {
+        #[cfg(feature = "redis")]
+        last_event_id.inspect(|id| self.reach(*id));
         let (client, stopping) = {
             // One lock for the place in history and the list: no gap, no double.
             let mut state = self.lock();
@@ -320,6 +352,8 @@ impl Threads {
     /// Delivers what was published, ends every stream with a time to come back, and waits for that until `deadline`.
     pub fn stop(self, hub: &Hub, deadline: Instant) {
         hub.begin_stop();
+        #[cfg(feature = "redis")]
+        let follow = self.follow.map(|(stop, ended)| (drop(stop), ended).1);
         hub.ring();
         for thread in self.fan_out {
             thread.join().ok();
@@ -336,6 +370,8 @@ impl Threads {
         hub.cut_all("the server stopped");
         hub.hand_over(None);
         self.catch_up.map(JoinHandle::join);
+        #[cfg(feature = "redis")]
+        follow.map(|ended| ended.recv_deadline(deadline));
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::clock::now_ms;
+#[cfg(feature = "redis")]
+use crate::clock::random_between;
 use crate::config::Config;
 use crate::document::Document;
 use crate::hub::chunk::Chunk;
@@ -11,6 +13,8 @@ use crate::hub::client::{Client, Place};
 use crate::hub::draft::Judged;
 use crate::hub::fan_out::{List, Part};
 use crate::hub::history::{Audience, Entry, History};
+#[cfg(feature = "redis")]
+use crate::hub::shared::{Loaded, Opened, Shared};
 use crate::sse::event::{EventId, EventName};
 
 pub(super) struct State {
@@ -25,7 +29,12 @@ pub(super) struct State {
     /// One for each fan-out thread. A client is in one of them for as long as it is there.
     pub parts: Vec<Part>,
     /// What was published, in all.
-    published_bytes: u64,
+    pub published_bytes: u64,
+    /// The last record of the document in the journal, and what had been published by then.
+    #[cfg(feature = "redis")]
+    pub document_at: EventId,
+    #[cfg(feature = "redis")]
+    pub document_bytes: u64,
     pub last_client: u64,
     pub stopping: bool,
 }
@@ -42,6 +51,10 @@ impl State {
             inits: HashMap::new(),
             parts: (0..config.fan_out_threads()).map(|_| Part::new(start)).collect(),
             published_bytes: 0,
+            #[cfg(feature = "redis")]
+            document_at: start,
+            #[cfg(feature = "redis")]
+            document_bytes: 0,
             last_client: 0,
             stopping: false,
         }
@@ -85,6 +98,40 @@ impl State {
         // A place of its own: the id of the last event is one of those that are not known any more.
         self.start = self.next_id();
         self.publish(Entry::place(self.start));
+    }
+
+    /// Knows no id any more that was issued before, where history is not for this server alone to add to.
+    #[cfg(feature = "redis")]
+    pub fn forget_alone(&mut self) {
+        self.start = self.history.last_id().next(0, 0);
+    }
+
+    /// Begins with what a journal has. Its clients have numbers that no other server's have.
+    #[cfg(feature = "redis")]
+    pub fn begin_with(&mut self, opened: Opened) -> Shared {
+        self.replace(opened.loaded);
+        self.last_client = random_between(1, 999_999_999) * 1_000_000;
+        opened.shared
+    }
+
+    /// Takes another document and another history, and returns each client with the place that its thread had read.
+    #[cfg(feature = "redis")]
+    pub fn replace(&mut self, loaded: Loaded) -> Vec<(EventId, Arc<Client>)> {
+        let of_part = |part: &Part| -> Vec<_> {
+            let clients = part.lists().into_iter().flat_map(|list| list.to_vec());
+            clients.map(|client| (part.read, client)).collect()
+        };
+        let clients = self.parts.iter().flat_map(of_part).collect();
+        self.start = loaded.history.first_place();
+        (self.document, self.history) = (loaded.document, loaded.history);
+        self.inits.clear();
+        self.document_at = loaded.document_at;
+        self.document_bytes = self.published_bytes;
+        self.published_bytes += loaded.bytes_after;
+        for part in &mut self.parts {
+            (part.read, part.read_bytes) = (self.history.last_id(), self.published_bytes);
+        }
+        clients
     }
 
     /// Where a client starts that says it has everything up to an id.

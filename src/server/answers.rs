@@ -112,6 +112,11 @@ impl From<Refusal> for Answer {
             Refusal::Absent(_) => 404,
             Refusal::Unmet(_) => 412,
             Refusal::TooLarge(_) => 413,
+            #[cfg(feature = "redis")]
+            Refusal::NotPublished | Refusal::NotKnown => {
+                let answer = Answer::refusal(503, refusal.to_string());
+                return answer.with("Retry-After", random_between(1, 3).to_string());
+            }
             Refusal::Stopping => return full(Full::Stopping),
         };
         Answer::refusal(status, refusal.to_string())

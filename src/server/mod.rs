@@ -24,6 +24,8 @@ use serde_json::{Map, Value};
 
 use crate::config::{Config, UNACKNOWLEDGED};
 use crate::http::{self, Exchange, Limits, Listener};
+#[cfg(feature = "redis")]
+use crate::hub::shared::{Opened, open};
 use crate::hub::{Hub, Threads};
 use crate::log::Log;
 use crate::server::capacity::Capacity;
@@ -78,6 +80,8 @@ pub(crate) struct Prepared {
     /// What an earlier server wrote out.
     handed: Option<Vec<u8>>,
     file: Option<KeptFile>,
+    #[cfg(feature = "redis")]
+    opened: Option<Opened>,
 }
 
 impl Server {
@@ -104,7 +108,20 @@ impl Server {
             log.line(|| error.to_string());
             None
         });
-        Ok(Prepared { config, log, pages, document, handed, file })
+        #[cfg(feature = "redis")]
+        let opened = open(&config, &document, &log).map_err(|error| of_document(&config, error))?;
+        #[cfg(feature = "redis")]
+        let handed = handed.filter(|_| opened.is_none());
+        Ok(Prepared {
+            config,
+            log,
+            pages,
+            document,
+            handed,
+            file,
+            #[cfg(feature = "redis")]
+            opened,
+        })
     }
 }
 
@@ -116,17 +133,20 @@ pub(crate) fn own_process() {
 
 impl Prepared {
     pub fn listen(self) -> io::Result<Server> {
-        let Prepared { mut config, log, pages, document, handed, file } = self;
+        let Prepared { mut config, log, pages, document, handed, file, .. } = self;
         let capacity = Capacity::find(config.max_clients);
         config.max_clients = capacity.clients;
         let (ring_changed, changed) = bounded(1);
-        let started = Hub::start(config.clone(), document, handed, log.clone(), ring_changed.clone());
-        let (hub, threads) = started.map_err(|error| match &config.document {
-            Some(path) if error.kind() == io::ErrorKind::InvalidData => {
-                kept_file::about(path, error.kind(), &error.to_string())
-            }
-            _ => error,
-        })?;
+        let started = Hub::start(
+            config.clone(),
+            document,
+            handed,
+            #[cfg(feature = "redis")]
+            self.opened,
+            log.clone(),
+            ring_changed.clone(),
+        );
+        let (hub, threads) = started.map_err(|error| of_document(&config, error))?;
         let kept = file.as_ref().map_or_else(
             || "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
             KeptFile::describe,
@@ -157,6 +177,16 @@ impl Prepared {
         server.address = listener.address();
         server.listener = Mutex::new(Some(listener));
         Ok(server)
+    }
+}
+
+/// The error, with the file's name if it is about what the file holds.
+fn of_document(config: &Config, error: io::Error) -> io::Error {
+    match &config.document {
+        Some(path) if error.kind() == io::ErrorKind::InvalidData => {
+            kept_file::about(path, error.kind(), &error.to_string())
+        }
+        _ => error,
     }
 }
 
@@ -228,6 +258,15 @@ impl Server {
     #[cfg(feature = "cli")]
     pub(crate) fn kept(&self) -> &str {
         &self.kept
+    }
+
+    /// The line of the start that says what it shares, if it shares anything.
+    #[cfg(feature = "cli")]
+    pub(crate) fn shares(&self) -> String {
+        #[cfg(feature = "redis")]
+        return self.hub.shares();
+        #[cfg(not(feature = "redis"))]
+        String::new()
     }
 
     /// What the document is saved by, if by anything.

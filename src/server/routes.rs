@@ -95,6 +95,10 @@ impl Site {
             (Route::Health, Get | Head) if self.is_failing.load(Ordering::Relaxed) => {
                 return Err(Answer::refusal(503, "the document cannot be saved; the log says why"));
             }
+            #[cfg(feature = "redis")]
+            (Route::Health, Get | Head) if call.parameter("ready").is_some() && !hub.is_ready() => {
+                return Err(Answer::refusal(503, "Redis is lost, and what is served here grows old"));
+            }
             (Route::Health, Get | Head) => Answer::text("text/plain", "ok\n".into()),
             (Route::Metrics, Get | Head) => {
                 let (clients, history) = hub.size();
@@ -147,6 +151,8 @@ impl Site {
 
     /// The document, or one topic, as it is.
     fn state(&self, topic: Option<&Topic>, call: &Call) -> Result<Answer, Answer> {
+        #[cfg(feature = "redis")]
+        last_event_id(call).inspect(|id| self.hub.reach(*id));
         // Asked first: a document that the client has need not be written out.
         let changed = self.hub.read(|document| document.changed(topic)).ok_or_else(document::absent)?;
         let known = answers::given(Answer::empty(200).with("ETag", tag(changed)), &call.conditions);
@@ -202,12 +208,7 @@ impl Site {
         /// Of what a client says of itself. It is kept for as long as the client is there.
         const MAX_SAID: usize = 256;
         let call = exchange.call();
-        let header = call.last_event_id.as_deref().filter(|id| !id.is_empty());
-        // A browser's own reconnect sends the header, and it is newer than the query its page was made with.
-        let last_event_id = header
-            .or_else(|| call.parameter("lastEventId"))
-            .or_else(|| call.parameter("last_event_id"))
-            .and_then(|id| id.parse::<EventId>().ok());
+        let last_event_id = last_event_id(call);
         // Headers are ASCII: any place is one between letters.
         let said =
             |text: &Option<String>| text.as_deref().map(|text| text[..text.len().min(MAX_SAID)].to_owned());
@@ -221,6 +222,14 @@ impl Site {
         };
         self.hub.join(audience, last_event_id, arrival);
     }
+}
+
+/// What a client says that it has.
+fn last_event_id(call: &Call) -> Option<EventId> {
+    let header = call.last_event_id.as_deref().filter(|id| !id.is_empty());
+    // A browser's own reconnect sends the header, and it is newer than the query its page was made with.
+    let text = header.or_else(|| call.parameter("lastEventId")).or_else(|| call.parameter("last_event_id"));
+    text.and_then(|id| id.parse().ok())
 }
 
 /// Refuses a body that would be taken for something else.

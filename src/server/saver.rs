@@ -63,6 +63,12 @@ impl Saver {
     ) -> io::Result<Saver> {
         // What was read at the start need not be saved.
         let saved = hub.read(Document::last_change);
+        #[cfg(feature = "redis")]
+        let saved = hub.shared.as_ref().map_or(saved, |_| {
+            // What others have published meanwhile has to be.
+            bell.try_send(()).ok();
+            EventId::NONE
+        });
         let state = Mutex::new(Save { saved, fault: None, stop_by: None, has_ended: false });
         let named = file.named().to_owned();
         let shared =

@@ -59,6 +59,30 @@ impl EventId {
     }
 }
 
+#[cfg(feature = "redis")]
+impl EventId {
+    /// Before every other.
+    pub(crate) const NONE: EventId = EventId { ms: 0, sequence: 0 };
+
+    /// The id after this one, where several servers issue ids: two that do so at once issue different ones.
+    ///
+    /// A random part of a server's own would not do: where a clock is ahead, all of them count on from one id.
+    pub(crate) fn next_of_many(self, now_ms: u64) -> EventId {
+        let part = random_between(0, 999_999);
+        if now_ms > self.ms {
+            EventId { ms: now_ms, sequence: part }
+        } else {
+            EventId { ms: self.ms, sequence: self.sequence + 1 + part }
+        }
+    }
+
+    /// Whether other ids can follow for as long as anybody cares.
+    pub(crate) fn leaves_room(self) -> bool {
+        const YEAR_10000: u64 = 253_402_300_800_000;
+        self.ms < YEAR_10000 && self.sequence < 1 << 62
+    }
+}
+
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.ms, self.sequence)
@@ -144,6 +168,12 @@ impl EventName {
 
     /// The server's own names, and the two that an `EventSource` dispatches by itself.
     const RESERVED: [&str; 6] = ["hello", "init", "update", "heartbeat", "open", "error"];
+
+    /// The name.
+    #[cfg(feature = "redis")]
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
 
     /// The name of an event that somebody publishes.
     ///
@@ -232,6 +262,16 @@ mod tests {
             seen.push(id.to_string());
         }
         assert_eq!(seen, ["5-41", "5-42", "5-43", "6-40", "6-41", "6-42", "7-40"]);
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn two_servers_that_go_on_from_one_id_issue_different_ones_whatever_their_clocks_say() {
+        let last = EventId::first(1_000, 7);
+        for now in [0, 1_000, 2_000] {
+            let ids: std::collections::HashSet<EventId> = (0..20).map(|_| last.next_of_many(now)).collect();
+            assert!(ids.len() > 15 && ids.iter().all(|id| *id > last), "{ids:?}");
+        }
     }
 
     #[test]
