@@ -59,12 +59,16 @@ fn serve_until_told(config: Config, tell: &Sender<Word>, told: &Receiver<Word>) 
         return Ok(ExitCode::SUCCESS);
     };
     let server = prepared?.listen()?;
+    #[cfg(feature = "redis")]
+    let shares = server.shares();
+    #[cfg(not(feature = "redis"))]
+    let shares = "";
     let text = format!(
         "statecast listens on {}\n{}  document: {}\n{}{who}  clients:  {}\n",
         server.url(),
         network(server.address()),
         server.kept(),
-        server.shares(),
+        shares,
         server.capacity()
     );
     notify("READY=1");

@@ -261,12 +261,9 @@ impl Server {
     }
 
     /// The line of the start that says what it shares, if it shares anything.
-    #[cfg(feature = "cli")]
+    #[cfg(all(feature = "cli", feature = "redis"))]
     pub(crate) fn shares(&self) -> String {
-        #[cfg(feature = "redis")]
-        return self.hub.shares();
-        #[cfg(not(feature = "redis"))]
-        String::new()
+        self.hub.shares()
     }
 
     /// What the document is saved by, if by anything.
