@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::document::{Refusal, to_json};
+use crate::http::Place;
 use crate::hub::client::ClientStatus;
 use crate::hub::history::EventData;
 use crate::lock::lock;
@@ -293,7 +294,7 @@ impl Server {
             self.hub.forget_history();
         }
         meanwhile();
-        *listener = Some((self.listen)(&[self.address()])?);
+        *listener = Some((self.listen)(Place::At(&[self.address()]))?);
         drop(place);
         Ok(())
     }

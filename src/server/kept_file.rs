@@ -70,6 +70,15 @@ impl KeptFile {
         opened.map_err(|error| about(named, error.kind(), &error.to_string()))
     }
 
+    /// Opens and locks the file again for a server that has its document already.
+    ///
+    /// # Errors
+    /// It is no plain file, or is another server's. The text names the file.
+    pub fn reopen(named: &Path) -> io::Result<KeptFile> {
+        let found = KeptFile::find(named);
+        found.map_err(|error| about(named, error.kind(), &error.to_string()))
+    }
+
     /// As it was given.
     pub fn named(&self) -> &Path {
         &self.named

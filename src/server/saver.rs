@@ -60,9 +60,13 @@ impl Saver {
         pause: Duration,
         is_failing: Arc<AtomicBool>,
         log: Log,
+        is_saved: bool,
     ) -> io::Result<Saver> {
         // What was read at the start need not be saved.
-        let saved = hub.read(Document::last_change);
+        let saved = if is_saved { hub.read(Document::last_change) } else { EventId::first(0, 0) };
+        if !is_saved {
+            bell.try_send(()).ok();
+        }
         let state = Mutex::new(Save { saved, fault: None, stop_by: None, has_ended: false });
         let named = file.named().to_owned();
         let shared =
@@ -81,6 +85,12 @@ impl Saver {
         self.0.told.notify_all();
         // Full: it rings already.
         self.0.bell.try_send(()).ok();
+    }
+
+    /// Whether the last save failed.
+    #[cfg(feature = "cli")]
+    pub fn is_failing(&self) -> bool {
+        self.0.is_failing.load(Ordering::Relaxed)
     }
 
     /// Waits for the end of the stop, until its deadline.
@@ -136,8 +146,8 @@ impl Saving {
     /// Puts beside the saved document what the next server goes on with.
     fn save_history(&self, file: &mut KeptFile) {
         if lock(&self.state).fault.is_none()
-            && let Some(stream) = self.hub.write_out()
-            && let Err(error) = file.save_history(&stream)
+            && self.hub.has_had_clients()
+            && let Err(error) = file.save_history(&self.hub.write_out())
         {
             self.log.line(|| error.to_string());
         }
