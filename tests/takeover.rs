@@ -286,6 +286,36 @@ fn a_program_that_is_gone_or_none_by_now_is_a_line_in_the_log_and_it_goes_on() {
 }
 
 #[test]
+fn nobody_else_can_have_the_file_of_the_document_in_between() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = Folder::new("lock");
+    let file = folder.file("document.json");
+    let (server, lines) = start(PROGRAM, &["--document", &file]);
+    put(server.address, "/state/a", "1");
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let thief = scope.spawn(|| {
+            let mut tries = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let opened = fs::File::open(&file).unwrap();
+                let has_lock = opened.try_lock().is_ok();
+                // A save puts another file in its place.
+                let is_it = opened.metadata().unwrap().ino() == fs::metadata(&file).unwrap().ino();
+                assert!(!(has_lock && is_it), "after {tries} tries");
+                tries += 1;
+            }
+            tries
+        });
+        server.signal("USR2");
+        lines.wait_for(DONE);
+        put(server.address, "/state/a", "2");
+        wait_until(|| fs::read_to_string(&file).unwrap(), |text| text == "{\"a\":2}\n");
+        is_over.store(true, Ordering::Relaxed);
+        assert!(thief.join().unwrap() > 100);
+    });
+}
+
+#[test]
 fn it_takes_itself_over_once_a_minute_and_a_stop_in_the_middle_is_a_stop() {
     let folder = Folder::new("once");
     let file = folder.file("document.json");

@@ -20,10 +20,13 @@ use socket2::Socket;
 
 use crate::server::Inherited;
 
-/// What is passed: a socket that listens; and of a process that took itself over, what its server knew.
+/// What is passed: a socket that listens; and of a process that took itself over, what its server knew, and the file of its
+/// document with the lock.
 const LISTENING: RawFd = 3;
 const HANDOVER: RawFd = 4;
+const LOCKED: RawFd = 5;
 const NAMES: &str = "statecast:handover";
+const NAMES_WITH_LOCK: &str = "statecast:handover:document";
 
 /// The variables that say so.
 const VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
@@ -38,13 +41,16 @@ pub(crate) fn inherit() -> io::Result<Inherited> {
     if for_process == process::id().to_string() {
         match (count.as_str(), names.as_str()) {
             ("1", _) => inherited.listening = Some(listening(own(LISTENING)?)?),
-            ("2", NAMES) => {
+            ("2", NAMES) | ("3", NAMES_WITH_LOCK) => {
                 let (socket, mut stream) = (own(LISTENING)?, File::from(own(HANDOVER)?));
                 inherited.listening = Some(listening(socket)?);
                 let mut handed = Vec::new();
                 stream.rewind()?;
                 stream.read_to_end(&mut handed)?;
                 inherited.handed = Some(handed);
+                if names == NAMES_WITH_LOCK {
+                    inherited.locked = Some(File::from(own(LOCKED)?));
+                }
             }
             ("0" | "", _) => {}
             _ => return Err(unfit(&format!("{count} sockets were passed, and it listens on one"))),
@@ -58,19 +64,25 @@ fn unfit(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("LISTEN_FDS: {text}"))
 }
 
+/// A copy of what was passed, above the numbers that are passed, and one that `exec` closes.
 fn own(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: asking is allowed of any number.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return Err(unfit(&format!("descriptor {number} is not open")));
     }
     // SAFETY: it is open, and passed to this process, in which nothing else has been opened yet.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    let passed = unsafe { OwnedFd::from_raw_fd(number) };
+    // SAFETY: it copies a descriptor that is open.
+    let copy = unsafe { libc::fcntl(passed.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LOCKED + 1) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was just made, and is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// A copy that `exec` closes.
 fn listening(passed: OwnedFd) -> io::Result<TcpListener> {
-    let socket = Socket::from(passed.try_clone()?);
-    drop(passed);
+    let socket = Socket::from(passed);
     let is_ours = socket.is_listener().unwrap_or(false)
         && socket.local_addr().is_ok_and(|address| address.as_socket().is_some());
     if is_ours { Ok(socket.into()) } else { Err(unfit("what was passed is no socket that listens for TCP")) }
@@ -80,7 +92,7 @@ fn listening(passed: OwnedFd) -> io::Result<TcpListener> {
 fn reserve() -> io::Result<()> {
     loop {
         let file = File::open("/dev/null")?;
-        if file.as_raw_fd() > HANDOVER {
+        if file.as_raw_fd() > LOCKED {
             return Ok(());
         }
         let _ = file.into_raw_fd();
@@ -126,6 +138,7 @@ impl Program {
         if let Ok(null) = File::open("/dev/null") {
             pass(&null, LISTENING, libc::O_CLOEXEC).ok();
             pass(&null, HANDOVER, libc::O_CLOEXEC).ok();
+            pass(&null, LOCKED, libc::O_CLOEXEC).ok();
         }
         self.about(&error)
     }
@@ -144,12 +157,19 @@ impl Program {
         stream.write_all(handed)?;
         pass(listening, LISTENING, 0)?;
         pass(&stream, HANDOVER, 0)?;
+        let (count, names) = match &inherited.locked {
+            Some(locked) => {
+                pass(locked, LOCKED, 0)?;
+                ("3", NAMES_WITH_LOCK)
+            }
+            None => ("2", NAMES),
+        };
         let path = CString::new(self.path.as_os_str().as_bytes())?;
         let arguments = env::args_os().map(|argument| CString::new(argument.as_bytes()));
         let arguments: Vec<CString> = arguments.collect::<Result<_, _>>()?;
         let kept = env::vars_os().filter(|(name, _)| !VARIABLES.iter().any(|other| *name == **other));
         let kept = kept.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
-        let values = [&process::id().to_string(), "2", NAMES];
+        let values = [&process::id().to_string(), count, names];
         let ours = VARIABLES.iter().zip(values).map(|(name, value)| format!("{name}={value}").into_bytes());
         let variables: Vec<CString> = kept.chain(ours).map(CString::new).collect::<Result<_, _>>()?;
         let [arguments, variables] = [&arguments, &variables]

@@ -15,6 +15,7 @@ mod routes;
 mod saver;
 
 use crossbeam_channel::bounded;
+use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,6 +78,8 @@ pub(crate) struct Inherited {
     pub listening: Option<TcpListener>,
     /// Document, history and ids of the server before.
     pub handed: Option<Vec<u8>>,
+    /// The file of the document, with its lock.
+    pub locked: Option<File>,
 }
 
 /// A server that has read what it needs, and does not listen yet.
@@ -110,7 +113,9 @@ impl Server {
         let (mut file, document) = match (config.document.as_deref(), handed) {
             (Some(path), None) => KeptFile::open(path, config.max_document_bytes)
                 .map(|(file, document)| (Some(file), document))?,
-            (Some(path), Some(document)) => (Some(KeptFile::reopen(path)?), document),
+            (Some(path), Some(document)) => {
+                (Some(KeptFile::reopen(path, inherited.locked.take())?), document)
+            }
             (None, document) => (None, document.unwrap_or_else(|| Value::Object(Map::new()))),
         };
         let history = file.as_mut().map_or(Ok(None), |file| file.read_history(most_history(&config)));
@@ -136,7 +141,7 @@ pub(crate) fn own_process() {
 impl Prepared {
     pub fn listen(self) -> io::Result<Server> {
         let Prepared { mut config, log, pages, document, inherited, file, is_saved } = self;
-        let Inherited { listening, handed } = inherited;
+        let Inherited { listening, handed, .. } = inherited;
         let capacity = Capacity::find(config.max_clients);
         config.max_clients = capacity.clients;
         let (ring_changed, changed) = bounded(1);
@@ -296,8 +301,11 @@ impl Server {
         if let Some(listener) = &*lock(&self.listener) {
             listener.pause(now + self.grace / 2);
         }
+        let keeper = self.saver.clone();
+        keeper.iter().for_each(Saver::keep_lock);
         let saved = self.end(now);
-        (Inherited { listening: Some(listening), handed: Some(self.hub.write_out()) }, saved)
+        let (listening, handed) = (Some(listening), Some(self.hub.write_out()));
+        (Inherited { listening, handed, locked: keeper.and_then(|keeper| keeper.take_lock()) }, saved)
     }
 
     /// Whether tiny_http keeps so much for good that a new process is better.

@@ -5,6 +5,7 @@
 //! The one rule: nobody waits for the disk longer than he said he would; the thread may stand still in it for as long as
 //! it likes.
 
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +49,9 @@ struct Save {
     fault: Option<(ErrorKind, String)>,
     /// The end of the wait for a stop that has begun.
     stop_by: Option<Instant>,
+    /// The lock of the file is for the next server, and it.
+    keeps_lock: bool,
+    locked: Option<File>,
     has_ended: bool,
 }
 
@@ -67,7 +71,9 @@ impl Saver {
         if !is_saved {
             bell.try_send(()).ok();
         }
-        let state = Mutex::new(Save { saved, fault: None, stop_by: None, has_ended: false });
+        let state =
+            Save { saved, fault: None, stop_by: None, keeps_lock: false, locked: None, has_ended: false };
+        let state = Mutex::new(state);
         let named = file.named().to_owned();
         let shared =
             Arc::new(Saving { named, hub, log, pause, is_failing, bell, state, told: Condvar::new() });
@@ -85,6 +91,15 @@ impl Saver {
         self.0.told.notify_all();
         // Full: it rings already.
         self.0.bell.try_send(()).ok();
+    }
+
+    /// Has the lock of the file last beyond the stop; `take_lock` then takes it.
+    pub fn keep_lock(&self) {
+        lock(&self.0.state).keeps_lock = true;
+    }
+
+    pub fn take_lock(&self) -> Option<File> {
+        lock(&self.0.state).locked.take()
     }
 
     /// Whether the last save failed.
@@ -132,9 +147,15 @@ impl Saving {
         }
         self.save(&mut file);
         self.save_history(&mut file);
-        // Whoever has waited may open it again.
-        drop(file);
-        lock(&self.state).has_ended = true;
+        // Whoever has waited may open it again, or has the lock.
+        let mut state = lock(&self.state);
+        if state.keeps_lock {
+            state.locked = file.into_locked();
+        } else {
+            drop(file);
+        }
+        state.has_ended = true;
+        drop(state);
         self.told.notify_all();
     }
 
