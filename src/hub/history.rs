@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::document::{Patch, to_json};
 use crate::hub::chunk::Chunk;
+use crate::hub::draft::Judged;
 use crate::sse::event::{EventId, EventName, Topic};
 
 /// Whom an event is for: `None` are the subscribers of the whole document, `/events`.
@@ -27,6 +28,14 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// The event that a draft has come to.
+    pub fn new(id: EventId, judged: &Judged) -> Entry {
+        match judged {
+            Judged::Update(patch) => Entry::update(id, patch),
+            Judged::OneOff(audience, name, data) => Entry::one_off(id, audience.clone(), name, data),
+        }
+    }
+
     /// A change of the document. Each topic sees its own part of the patch.
     pub fn update(id: EventId, patch: &Patch) -> Entry {
         let frame = |data: &str| Arc::new(Chunk::of_event(Some(id), &EventName::UPDATE, data));

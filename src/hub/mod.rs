@@ -7,6 +7,7 @@
 mod catch_up;
 mod chunk;
 pub mod client;
+pub mod draft;
 mod fan_out;
 pub mod handover;
 pub mod history;
@@ -24,10 +25,11 @@ use serde_json::Value;
 
 use crate::clock::{now_ms, random_between};
 use crate::config::Config;
-use crate::document::{Document, Patch, Refusal};
+use crate::document::{Document, Refusal};
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Arrival, Client, End, Place, Progress};
-use crate::hub::history::{Audience, Entry, EventData};
+use crate::hub::draft::{Draft, Judged};
+use crate::hub::history::Audience;
 use crate::hub::state::State;
 use crate::hub::watch::Watch;
 use crate::lock::lock;
@@ -118,52 +120,36 @@ impl Hub {
         Ok((hub, threads))
     }
 
-    /// Changes the document by the patch that `make_patch` makes for it, and tells everybody. Returns before anybody
-    /// has been told. Waits while delivery is far behind.
-    pub fn write<E: From<Refusal>>(
-        &self,
-        make_patch: impl FnOnce(&Document) -> Result<Patch, E>,
-    ) -> Result<EventId, E> {
-        let id = self.publish("update", |document, id| {
-            let patch = make_patch(document)?;
-            let entry = Entry::update(id, &patch);
-            document.apply(patch, id);
-            Ok::<_, E>(entry)
-        })?;
-        self.changed.try_send(()).ok();
-        self.metrics.writes.add(1);
-        Ok(id)
-    }
-
-    /// Publishes an event that changes nothing. Returns and waits as `write` does.
-    pub fn send(&self, audience: Audience, name: &EventName, data: &EventData) -> Result<EventId, Refusal> {
-        let id = self
-            .publish("one-off event", |_, id| Ok::<_, Refusal>(Entry::one_off(id, audience, name, data)))?;
-        self.metrics.one_off_events.add(1);
-        Ok(id)
-    }
-
-    /// A hub that stops takes nothing more, or it would never be done.
-    fn publish<E: From<Refusal>>(
-        &self,
-        what: &str,
-        make_entry: impl FnOnce(&mut Document, EventId) -> Result<Entry, E>,
-    ) -> Result<EventId, E> {
+    /// Publishes what a draft comes to, and tells everybody. Returns before anybody has been told. Waits while delivery is
+    /// far behind. A hub that stops takes nothing more, or it would never be done.
+    pub fn publish(&self, draft: Draft) -> Result<EventId, Refusal> {
         let far_behind = |state: &mut State| state.unread_bytes() > UNREAD_BYTES && !state.stopping;
         let state = self.has_read.wait_while(self.lock(), far_behind);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         if state.stopping {
-            return Err(Refusal::Stopping.into());
+            return Err(Refusal::Stopping);
         }
         let id = state.next_id();
-        let entry = make_entry(&mut state.document, id)?;
-        state.publish(entry);
+        let judged = draft.judge(&state.document)?;
+        let is_change = matches!(judged, Judged::Update(_));
+        state.apply(id, judged);
         drop(state);
         self.ring();
+        if is_change {
+            self.changed.try_send(()).ok();
+        }
+        self.count(id, is_change);
+        Ok(id)
+    }
+
+    fn count(&self, id: EventId, is_change: bool) {
+        let metrics = &self.metrics;
+        let (counter, what) =
+            if is_change { (&metrics.writes, "update") } else { (&metrics.one_off_events, "one-off event") };
+        counter.add(1);
         if self.config.verbose {
             self.log.line(|| format!("{what} {id}"));
         }
-        Ok(id)
     }
 
     /// Knows no id any more that was issued before, as after a restart: whoever resumes with one gets the document,

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::document::Document;
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Client, Place};
+use crate::hub::draft::Judged;
 use crate::hub::fan_out::{List, Part};
 use crate::hub::history::{Audience, Entry, History};
 use crate::sse::event::{EventId, EventName};
@@ -49,6 +50,15 @@ impl State {
     /// The id of what is published next.
     pub fn next_id(&self) -> EventId {
         self.history.last_id().next(now_ms(), self.random_part)
+    }
+
+    /// Makes an event of what a draft has come to.
+    pub fn apply(&mut self, id: EventId, judged: Judged) {
+        let entry = Entry::new(id, &judged);
+        if let Judged::Update(patch) = judged {
+            self.document.apply(patch, id);
+        }
+        self.publish(entry);
     }
 
     /// Appends to history. The fan-out threads are to be told.
