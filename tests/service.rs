@@ -212,6 +212,11 @@ fn a_service_manager_hears_when_it_serves_and_when_it_stops() {
         };
         let server = Binary::spawn(program().env("NOTIFY_SOCKET", &name));
         assert_eq!(heard(), "READY=1");
+        if cfg!(target_os = "linux") {
+            server.signal("USR2");
+            assert!(heard().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+            assert_eq!(heard(), "READY=1");
+        }
         server.signal("TERM");
         assert_eq!(heard(), "STOPPING=1");
         assert_eq!(server.wait().0, Some(0));

@@ -7,6 +7,7 @@ mod serve;
 mod settings;
 mod signals;
 mod tail;
+mod takeover;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -27,7 +28,7 @@ pub fn run_command() -> ExitCode {
             io::stdout().write_all(text.as_bytes()).ok();
             ExitCode::SUCCESS
         }
-        Ok(Command::Serve(config)) => serve::serve(*config),
+        Ok(Command::Serve(config)) => serve::serve(&config),
         Ok(Command::Ask(task)) if task.action == Action::Tail => done(tail::tail(&task)),
         Ok(Command::Ask(task)) => done(publish::ask(&task)),
         Err(line) => failed(&line, 2),

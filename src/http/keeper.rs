@@ -3,9 +3,11 @@
 //! `listener` starts it. It compares what each connection is doing with what the kernel says of it: bytes received
 //! less bytes unread is exactly what tiny_http has read. The one rule: [`verdict`] decides, from facts alone.
 
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -39,6 +41,9 @@ const CROWD: usize = 32;
 /// So many times, with `THOROUGH` between: tiny_http's threads end 5 s after their last connection, with memory of
 /// their own (`util/task_pool.rs:103`).
 const TRIMS: usize = 5;
+
+/// Threads of the process that are not for requests: those of hub, log, signals, tiny_http in rest, and some more.
+const OWN_THREADS: usize = 24;
 
 /// What is to be done with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +118,8 @@ pub(super) struct Keeper {
     thorough_at: Instant,
     replace_at: Instant,
     trims_left: usize,
+    /// As the last thorough looks found them, over more than the 5 s that an idle thread of tiny_http's stays.
+    leftovers: [usize; 4],
     not_ascii_heads: u64,
 }
 
@@ -120,7 +127,8 @@ impl Keeper {
     pub fn new(shared: Arc<Core>) -> Keeper {
         let now = Instant::now();
         let not_ascii_heads = NOT_ASCII_HEADS.value();
-        Keeper { shared, thorough_at: now + THOROUGH, replace_at: now, trims_left: 0, not_ascii_heads }
+        let (thorough_at, replace_at, leftovers) = (now + THOROUGH, now, [0; 4]);
+        Keeper { shared, thorough_at, replace_at, trims_left: 0, leftovers, not_ascii_heads }
     }
 
     /// Looks until the listener stops. `bell` rings when a connection has sent its first request.
@@ -157,7 +165,7 @@ impl Keeper {
         let now = Instant::now();
         if now >= self.replace_at && !intake.is_accepting(shared.address) {
             self.replace_at = now + REPLACE;
-            if !shared.is_stopping() && shared.has_spare() {
+            if !shared.is_stopping() && !shared.table.is_pausing() && shared.has_spare() {
                 shared.replace(&intake);
             }
         }
@@ -177,6 +185,7 @@ impl Keeper {
         self.shared.metrics.stuck_connections.set(round.stuck as u64);
         if is_thorough {
             self.thorough_at = now + THOROUGH;
+            self.count_leftovers(round.connections - round.stuck);
             self.trim(self.shared.table.forget_gone(&open, now));
         }
         round
@@ -236,6 +245,16 @@ impl Keeper {
         self.shared.log.line(|| format!("{peer} was refused: {WHAT}"));
     }
 
+    /// Counts the threads of tiny_http's that work for no connection, at least so many for a while.
+    fn count_leftovers(&mut self, connections: usize) {
+        let Some(threads) = threads_of_process() else { return };
+        let ours = OWN_THREADS + self.shared.threads.load(Ordering::Relaxed);
+        self.leftovers.rotate_right(1);
+        self.leftovers[0] = threads.saturating_sub(ours + connections);
+        let least = self.leftovers.into_iter().min().unwrap_or(0);
+        self.shared.leftovers.store(least, Ordering::Relaxed);
+    }
+
     /// Gives memory back to the system when a crowd has gone.
     fn trim(&mut self, gone: usize) {
         if gone > CROWD {
@@ -248,9 +267,14 @@ impl Keeper {
     }
 }
 
+fn threads_of_process() -> Option<usize> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Threads:"))?.trim().parse().ok()
+}
+
 /// A connection that ends at once: the worker of tiny_http's that takes it goes on to one that waits behind busy ones.
 /// Waits for nothing.
-fn poke(address: SocketAddr) -> io::Result<()> {
+pub(super) fn poke(address: SocketAddr) -> io::Result<()> {
     let address = own_address(address);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;

@@ -20,7 +20,7 @@ use tiny_http::Request;
 
 use crate::http::Exchange;
 use crate::http::allocator::{self, TINY_HTTP};
-use crate::http::keeper::Keeper;
+use crate::http::keeper::{Keeper, poke};
 use crate::http::socket::{DEFERS, defer_accept, is_listening, stop_listening};
 use crate::http::turn::{Begun, Table, Turn};
 use crate::lock::lock;
@@ -45,6 +45,10 @@ const STOP: Duration = Duration::from_millis(50);
 /// Descriptors and threads that must be free before a new tiny_http is made, or it would end at once. Its own threads
 /// are five, and live on for 5 s when it ends (`util/task_pool.rs:103`).
 const SPARE: usize = 8;
+
+/// Before a handover, how long a connection is left open for its next request: who asks often must not find it closed just
+/// as he asks.
+const NEXT_REQUEST: Duration = Duration::from_millis(1_500);
 
 /// A replaced tiny_http gets no request for so long beyond the time of an idle connection, and is let go.
 const QUIET: Duration = Duration::from_secs(10);
@@ -73,6 +77,14 @@ impl Limits {
     }
 }
 
+/// Where to listen.
+pub(crate) enum Place<'a> {
+    /// At one of these addresses.
+    At(&'a [SocketAddr]),
+    /// Where an earlier process or a service manager does.
+    On(TcpListener),
+}
+
 /// Answers a request.
 pub(super) type Handler = dyn Fn(Exchange) + Send + Sync;
 
@@ -94,9 +106,10 @@ pub(super) struct Core {
     /// Wakes the keeper.
     bell: Sender<()>,
     /// Threads for requests.
-    threads: AtomicUsize,
+    pub threads: AtomicUsize,
     thread_ended: (Mutex<()>, Condvar),
     stopping: AtomicBool,
+    pub leftovers: AtomicUsize,
     pub log: Log,
     pub metrics: Arc<Metrics>,
 }
@@ -119,14 +132,17 @@ pub(super) struct Intake {
 impl Listener {
     /// See [`listen`](super::listen).
     pub(super) fn start(
-        addresses: &[SocketAddr],
+        place: Place,
         limits: &Limits,
         log: Log,
         metrics: Arc<Metrics>,
         handler: Box<Handler>,
     ) -> io::Result<Listener> {
         let deferred = deferral(limits.head);
-        let listening = bind(addresses, limits, deferred)?;
+        let listening = match place {
+            Place::At(addresses) => bind(addresses, limits, deferred)?,
+            Place::On(listening) => prepare(listening.into(), limits, deferred)?,
+        };
         let address = listening.local_addr()?;
         let table = Arc::new(Table::new(address, limits.clone(), Arc::clone(&metrics))?);
         let (bell, rung) = bounded(1);
@@ -145,6 +161,7 @@ impl Listener {
             threads: AtomicUsize::new(0),
             thread_ended: (Mutex::new(()), Condvar::new()),
             stopping: AtomicBool::new(false),
+            leftovers: AtomicUsize::new(0),
             log,
             metrics,
         });
@@ -174,11 +191,43 @@ impl Listener {
         self.shared.address
     }
 
+    /// Leaves whoever connects from now on to the next process, and answers those who are connected, until `deadline` or
+    /// until there are only streams.
+    pub fn pause(&self, deadline: Instant) {
+        let shared = &self.shared;
+        shared.table.pause();
+        // tiny_http ends accepting when there is nobody to accept (lib.rs:275).
+        shared.listening.set_nonblocking(true).ok();
+        while Instant::now() < deadline {
+            let is_accepting = shared.current().is_accepting(shared.address);
+            if is_accepting {
+                // It waits in an accept that began before.
+                poke(shared.address).ok();
+            }
+            if shared.table.close_idle(NEXT_REQUEST) && !is_accepting {
+                break;
+            }
+            thread::sleep(STOP);
+        }
+    }
+
+    /// What listens, and goes on when this is stopped after a `pause`.
+    pub fn listening(&self) -> io::Result<TcpListener> {
+        self.shared.listening.try_clone()
+    }
+
+    /// How many connections tiny_http keeps that nobody has any more, each with a thread and two descriptors.
+    pub fn leftovers(&self) -> usize {
+        self.shared.leftovers.load(Ordering::Relaxed)
+    }
+
     /// Accepts nothing more, waits until `deadline` for requests that are being answered, and closes what is open.
     pub fn stop(self, deadline: Instant) {
         let shared = self.shared;
         shared.stopping.store(true, Ordering::Release);
-        stop_listening(&shared.listening);
+        if !shared.table.is_pausing() {
+            stop_listening(&shared.listening);
+        }
         shared.ring();
         let current = shared.current();
         let (ended, changed) = &shared.thread_ended;
@@ -264,6 +313,8 @@ impl Core {
                     self.serve(begun);
                 }
                 Err(_) if self.is_stopping() => return,
+                // It was told to.
+                Err(_) if self.table.is_pausing() => {}
                 // The accept thread's last word (lib.rs:277). The keeper sees to it; the queue goes on.
                 Err(error) => self.log.line(|| format!("tiny_http stopped accepting: {error}")),
                 Ok(None) if others >= WAITING_THREADS => return,
@@ -412,7 +463,7 @@ fn deferral(head: Duration) -> Duration {
     steps.into_iter().find(fits).unwrap_or_default()
 }
 
-/// A listening socket. On Linux the sockets that it accepts inherit its options.
+/// A listening socket.
 fn bind(addresses: &[SocketAddr], limits: &Limits, deferred: Duration) -> io::Result<TcpListener> {
     let mut failed = ErrorKind::AddrNotAvailable.into();
     for address in addresses {
@@ -425,14 +476,21 @@ fn bind(addresses: &[SocketAddr], limits: &Limits, deferred: Duration) -> io::Re
 }
 
 fn bind_one(address: SocketAddr, limits: &Limits, deferred: Duration) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    prepare(socket, limits, deferred)
+}
+
+/// Listens. On Linux the sockets that are accepted inherit the options.
+fn prepare(socket: Socket, limits: &Limits, deferred: Duration) -> io::Result<TcpListener> {
     /// Connections that wait to be accepted; the kernel takes less where its own bound is lower.
     const BACKLOG: i32 = 4_096;
     /// What a peer may have sent that nobody has read: enough for a body, and a bound for a header without end.
     const RECEIVE_BUFFER: usize = 256 << 10;
     /// What a write may wait on a socket that could not be made non-blocking.
     const SEND_TIMEOUT: Duration = Duration::from_millis(10);
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(false)?;
     // Without it two equal runs differ by a factor of 3.7.
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(limits.send_buffer)?;
@@ -443,7 +501,6 @@ fn bind_one(address: SocketAddr, limits: &Limits, deferred: Duration) -> io::Res
     let probe = TcpKeepalive::new().with_time(limits.unacknowledged).with_interval(limits.unacknowledged / 4);
     socket.set_tcp_keepalive(&probe)?;
     defer_accept(&socket, deferred)?;
-    socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -486,7 +543,8 @@ mod tests {
             exchange.answer(Answer::empty(204));
         };
         let address = [SocketAddr::from(([127, 0, 0, 1], 0))];
-        let listener = Listener::start(&address, &limits, Log::silent(), Arc::default(), Box::new(handler));
+        let listener =
+            Listener::start(Place::At(&address), &limits, Log::silent(), Arc::default(), Box::new(handler));
         let listener = listener.unwrap();
         let ask = |connection: &mut TcpStream, path: &str| {
             write!(connection, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();

@@ -21,7 +21,7 @@ use tiny_http::Request;
 
 pub(crate) use answer::{Answer, Content};
 pub(crate) use call::{Call, MERGE_PATCH};
-pub(crate) use listener::{Limits, Listener, hold};
+pub(crate) use listener::{Limits, Listener, Place, hold};
 pub(crate) use tiny_http::Method;
 
 use crate::log::Log;
@@ -33,19 +33,19 @@ use body::{has_body_to_come, read_body};
 use turn::Turn;
 use writer::Patient;
 
-/// Accepts at one of these addresses, and hands each request to `handler`: one at a time and in order for each
+/// Accepts at one of these addresses, or where somebody listens already, and hands each request to `handler`: one at a time and in order for each
 /// connection, many at a time over all.
 ///
 /// # Errors
 /// None of the addresses can be had, or there is no thread. Nothing is left behind then.
 pub(crate) fn listen(
-    addresses: &[SocketAddr],
+    place: Place,
     limits: &Limits,
     log: Log,
     metrics: Arc<Metrics>,
     handler: impl Fn(Exchange) + Send + Sync + 'static,
 ) -> io::Result<Listener> {
-    Listener::start(addresses, limits, log, metrics, Box::new(handler))
+    Listener::start(place, limits, log, metrics, Box::new(handler))
 }
 
 /// Where this machine finds what listens at `address`: a listener at every address is at the one that the machine calls
@@ -153,6 +153,7 @@ impl<'a> Exchange<'a> {
 
     fn framing(&self) -> Framing {
         let Call { is_http_1_0, is_last, .. } = self.call;
+        let is_last = is_last || self.turn.is_last();
         Framing { is_http_1_0, is_head: self.call.method == Method::Head, is_last }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -44,6 +44,8 @@ pub(super) struct Table {
     pub limits: Limits,
     parked_bytes: AtomicUsize,
     slow: AtomicUsize,
+    /// Each answer is the last of its connection.
+    is_pausing: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
@@ -143,6 +145,7 @@ impl Table {
             limits,
             parked_bytes: AtomicUsize::new(0),
             slow: AtomicUsize::new(0),
+            is_pausing: AtomicBool::new(false),
             metrics,
         })
     }
@@ -224,6 +227,38 @@ impl Table {
     pub fn close_asking_too_much(&self, connection: &Connection) {
         self.metrics.cut_connections.add(1);
         self.close(connection);
+    }
+
+    /// Has each answer say from now on that it is the last of its connection.
+    pub fn pause(&self) {
+        self.is_pausing.store(true, Ordering::Release);
+    }
+
+    pub fn is_pausing(&self) -> bool {
+        self.is_pausing.load(Ordering::Acquire)
+    }
+
+    /// Closes what has had nothing to do for so long, streams aside; says whether nothing else is left.
+    pub fn close_idle(&self, patience: Duration) -> bool {
+        let open = self.open_connections(true);
+        let is_done = |(connection, identity): &(Arc<Connection>, Identity)| {
+            let Some(facts) = identity.facts() else { return true };
+            let mut state = lock(&connection.state);
+            let heard = state.seen.received.unwrap_or(facts.received);
+            let is_idle = match state.doing {
+                Doing::Closed | Doing::Streaming => return true,
+                Doing::Answering { .. } => false,
+                Doing::Idle => facts.unread == 0 && facts.received <= heard,
+                Doing::Arriving => facts.received == 0,
+            };
+            let is_over = is_idle && (state.since.elapsed() >= patience || !facts.is_open);
+            if is_over || state.seen.is_cut {
+                state.enter(Doing::Closed);
+                self.sockets.close(*identity);
+            }
+            is_over
+        };
+        open.iter().filter(|connection| !is_done(connection)).count() == 0
     }
 
     /// Closes whatever is open but streams.
@@ -309,6 +344,11 @@ impl Turn {
     /// How long an answer may take without progress.
     pub fn write_patience(&self) -> Duration {
         self.table.limits.write
+    }
+
+    /// Whether its connection ends when what waits on it is answered.
+    pub fn is_last(&self) -> bool {
+        self.table.is_pausing() && lock(&self.connection.state).parked.is_empty()
     }
 
     /// Who is at the other end.

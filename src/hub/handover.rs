@@ -3,6 +3,8 @@
 //! A clean stop has it written beside the document, and `cat` shows it. The one rule: it is taken whole or not at all. A
 //! checksum ends it, and its `init` has to be the document that the next server begins with.
 
+use serde_json::Value;
+
 use crate::clock::now_ms;
 use crate::hub::chunk::Chunk;
 use crate::hub::history::{Audience, Entry, History};
@@ -22,11 +24,8 @@ const STATE: &str = ": /state";
 const NOT_WHOLE: &str = "it is cut off, edited, or of another version";
 
 impl State {
-    /// The stream for the next server; `None` where no client can have an id of this one.
-    pub fn write_out(&self) -> Option<Vec<u8>> {
-        if self.last_client == 0 {
-            return None;
-        }
+    /// The stream for the next server.
+    pub fn write_out(&self) -> Vec<u8> {
         let before = self.start.max(self.history.first_place());
         let mut out = format!("{BEGIN}{}\nid: {before}\n\n", self.last_client).into_bytes();
         for entry in self.history.after(before).into_iter().flatten() {
@@ -43,7 +42,7 @@ impl State {
         }
         write_event(&mut out, Some(self.history.last_id()), &EventName::INIT, &self.document.json());
         out.extend(format!("{END}{:016x}\n", checksum(&out)).bytes());
-        Some(out)
+        out
     }
 
     /// Goes on where an earlier server wrote this; or as without it, where it says why.
@@ -73,6 +72,11 @@ impl State {
         self.parts.iter_mut().for_each(|part| part.read = start);
         Ok(())
     }
+}
+
+/// The document of a stream, if it is whole.
+pub(crate) fn document(stream: &[u8]) -> Option<Value> {
+    serde_json::from_str(Handed::read(stream)?.document).ok()
 }
 
 /// What a stream has.
@@ -208,7 +212,7 @@ mod tests {
         let first = stream("5-0", &["5-1", "6-0"], "6-0");
         let mut state = state_at(EventId::first(1_000, 7));
         state.restore(&first).unwrap();
-        let second = String::from_utf8(state.write_out().unwrap()).unwrap();
+        let second = String::from_utf8(state.write_out()).unwrap();
         let (events, _) = str::from_utf8(&first).unwrap().split_once(STATE).unwrap();
         let place = state.history.last_id();
         let (again, document) = second.split_once(STATE).unwrap();

@@ -189,9 +189,14 @@ impl Hub {
         self.ring();
     }
 
-    /// What the next server with this document can go on with; `None` where nobody would know.
-    pub fn write_out(&self) -> Option<Vec<u8>> {
+    /// What the next server with this document can go on with.
+    pub fn write_out(&self) -> Vec<u8> {
         self.lock().write_out()
+    }
+
+    /// Whether some client may come back with an id that was issued here or before.
+    pub fn has_had_clients(&self) -> bool {
+        self.lock().last_client > 0
     }
 
     /// Looks at the document, under the lock.

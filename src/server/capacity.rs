@@ -23,6 +23,9 @@ const MOST_REQUESTS: usize = 64;
 /// Request threads at least, also where no thread seems to be free.
 const FEWEST_REQUESTS: usize = 8;
 
+/// Connections that tiny_http may keep for good, however much this machine carries: 20 MB or so.
+const MOST_LEFTOVERS: usize = 512;
+
 /// How many clients and requests fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -35,6 +38,9 @@ pub struct Capacity {
     pub by_memory: Option<usize>,
     /// Requests that are answered at once; further ones wait.
     pub requests: usize,
+    /// Connections that tiny_http may keep for good before the command takes itself over.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command asks"))]
+    pub(crate) leftovers: usize,
 }
 
 /// ```text
@@ -60,9 +66,13 @@ impl Capacity {
         let by_memory = free_memory().map(clients_in);
         let clients = max_clients.min(by_descriptors).min(by_memory.unwrap_or(usize::MAX));
         // Half of them, because tiny_http needs as many again.
-        let requests = free_threads().map_or(MOST_REQUESTS, |threads| threads / 2);
+        let threads = free_threads();
+        let requests = threads.map_or(MOST_REQUESTS, |threads| threads / 2);
         let requests = requests.clamp(FEWEST_REQUESTS, MOST_REQUESTS);
-        Capacity { clients, by_descriptors, by_memory, requests }
+        // Each keeps a thread and two descriptors.
+        let leftovers = (descriptors / 2).min(threads.unwrap_or(usize::MAX)) / 8;
+        let leftovers = leftovers.clamp(1, MOST_LEFTOVERS);
+        Capacity { clients, by_descriptors, by_memory, requests, leftovers }
     }
 }
 
@@ -185,7 +195,7 @@ mod tests {
         assert_eq!(capacity.clients, 3.min(capacity.by_descriptors));
         let text = Capacity {
             by_memory: Some(70),
-            ..Capacity { clients: 3, by_descriptors: 9, by_memory: None, requests: 64 }
+            ..Capacity { clients: 3, by_descriptors: 9, by_memory: None, requests: 64, leftovers: 1 }
         };
         assert_eq!(text.to_string(), "3 at most, as --max-clients says; 64 requests at once");
         let text = Capacity { clients: 9, ..text };

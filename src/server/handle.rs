@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::conditions::Conditions;
 use crate::document::{Change, Refusal, to_json};
+use crate::http::Place;
 use crate::hub::client::ClientStatus;
 use crate::hub::draft::Draft;
 use crate::hub::history::EventData;
@@ -294,7 +295,7 @@ impl Server {
             self.hub.forget_history();
         }
         meanwhile();
-        *listener = Some((self.listen)(&[self.address()])?);
+        *listener = Some((self.listen)(Place::At(&[self.address()]))?);
         drop(place);
         Ok(())
     }

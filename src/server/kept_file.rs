@@ -60,7 +60,7 @@ impl KeptFile {
     /// # Errors
     /// It is no plain file, cannot be saved, holds no document, or is another server's. The text names the file.
     pub fn open(named: &Path, max_bytes: usize) -> io::Result<(KeptFile, Value)> {
-        let opened = KeptFile::find(named).and_then(|mut kept| {
+        let opened = KeptFile::find(named, None).and_then(|mut kept| {
             let bytes = kept.read(max_bytes)?;
             kept.remove_leftovers();
             kept.try_to_save(&bytes)?;
@@ -68,6 +68,22 @@ impl KeptFile {
             Ok((kept, document))
         });
         opened.map_err(|error| about(named, error.kind(), &error.to_string()))
+    }
+
+    /// Opens and locks the file again for a server that has its document already, and may have the lock.
+    ///
+    /// # Errors
+    /// It is no plain file, or is another server's. The text names the file.
+    pub fn reopen(named: &Path, locked: Option<File>) -> io::Result<KeptFile> {
+        let found = KeptFile::find(named, locked);
+        found.map_err(|error| about(named, error.kind(), &error.to_string()))
+    }
+
+    /// Lets go of the file, but not of its lock: that lasts for as long as what this returns is open.
+    pub fn into_locked(mut self) -> Option<File> {
+        self.is_new = false;
+        let nothing = File::open("/dev/null").ok()?;
+        Some(std::mem::replace(&mut self.file, nothing))
     }
 
     /// As it was given.
@@ -169,14 +185,15 @@ impl KeptFile {
         ))
     }
 
-    fn find(named: &Path) -> io::Result<KeptFile> {
+    fn find(named: &Path, mut locked: Option<File>) -> io::Result<KeptFile> {
         // Asked before anything is opened: opening a FIFO waits, and opening a device may do anything.
         if let Ok(metadata) = fs::metadata(named) {
             check_plain(&metadata)?;
         }
         let path = follow_links(named)?;
         for _ in 0..MOST_RACES {
-            let (file, is_new) = match open_plain(&path) {
+            let locked = locked.take().filter(|file| is_at(file, &path));
+            let (file, is_new) = match locked.map_or_else(|| open_plain(&path), Ok) {
                 Err(error) if error.kind() == ErrorKind::NotFound => match make(&path) {
                     Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                     made => (made?, true),

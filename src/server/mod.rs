@@ -15,6 +15,7 @@ mod routes;
 mod saver;
 
 use crossbeam_channel::bounded;
+use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,10 +24,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 use crate::config::{Config, UNACKNOWLEDGED};
-use crate::http::{self, Exchange, Limits, Listener};
+use crate::http::{self, Exchange, Limits, Listener, Place};
 #[cfg(feature = "redis")]
 use crate::hub::shared::{Opened, open};
-use crate::hub::{Hub, Threads};
+use crate::hub::{Hub, Threads, handover};
+use crate::lock::lock;
 use crate::log::Log;
 use crate::server::capacity::Capacity;
 use crate::server::kept_file::KeptFile;
@@ -69,7 +71,18 @@ pub struct Server {
     kept: String,
 }
 
-pub(crate) type Listen = dyn Fn(&[SocketAddr]) -> io::Result<Listener> + Send + Sync;
+pub(crate) type Listen = dyn Fn(Place) -> io::Result<Listener> + Send + Sync;
+
+/// What a server begins with that another process had before.
+#[derive(Default)]
+pub(crate) struct Inherited {
+    /// It listens already: the process before did, or a service manager.
+    pub listening: Option<TcpListener>,
+    /// Document, history and ids of the server before.
+    pub handed: Option<Vec<u8>>,
+    /// The file of the document, with its lock.
+    pub locked: Option<File>,
+}
 
 /// A server that has read what it needs, and does not listen yet.
 pub(crate) struct Prepared {
@@ -77,9 +90,10 @@ pub(crate) struct Prepared {
     log: Log,
     pages: Pages,
     document: Value,
-    /// What an earlier server wrote out.
-    handed: Option<Vec<u8>>,
+    inherited: Inherited,
     file: Option<KeptFile>,
+    /// The file has this document.
+    is_saved: bool,
     #[cfg(feature = "redis")]
     opened: Option<Opened>,
 }
@@ -91,34 +105,50 @@ impl Server {
     /// The address cannot be listened on, the document's file cannot be read and saved or has a server already, or the
     /// public folder cannot be read, or Redis cannot be used: the text says which. Or there is no thread to be had.
     pub fn start(config: Config) -> io::Result<Server> {
-        Server::prepare(config)?.listen()
+        Server::prepare(config, Inherited::default())?.listen()
     }
 
     /// Does what a start has to do with disks, which may take any time: nobody has been promised anything yet.
-    pub(crate) fn prepare(config: Config) -> io::Result<Prepared> {
+    pub(crate) fn prepare(mut config: Config, mut inherited: Inherited) -> io::Result<Prepared> {
         let log = if config.log { Log::to_stderr()? } else { Log::silent() };
         let pages = Pages::new(config.public.as_deref())?;
-        let opened = config.document.as_deref().map(|path| KeptFile::open(path, config.max_document_bytes));
-        let (mut file, document) = match opened.transpose()? {
-            Some((file, document)) => (Some(file), document),
-            None => (None, Value::Object(Map::new())),
+        let handed = inherited.handed.as_deref().and_then(handover::document);
+        let is_saved = handed.is_none();
+        let (mut file, document) = match (config.document.as_deref(), handed) {
+            (Some(path), None) => KeptFile::open(path, config.max_document_bytes)
+                .map(|(file, document)| (Some(file), document))?,
+            (Some(path), Some(document)) => {
+                (Some(KeptFile::reopen(path, inherited.locked.take())?), document)
+            }
+            (None, document) => (None, document.unwrap_or_else(|| Value::Object(Map::new()))),
         };
-        let read = file.as_mut().map_or(Ok(None), |file| file.read_history(most_history(&config)));
-        let handed = read.unwrap_or_else(|error| {
+        let history = file.as_mut().map_or(Ok(None), |file| file.read_history(most_history(&config)));
+        let history = history.unwrap_or_else(|error| {
             log.line(|| error.to_string());
             None
         });
+        // What was handed over is that of a moment ago, and beside the document is no more than that.
+        inherited.handed = inherited.handed.or(history);
         #[cfg(feature = "redis")]
         let opened = open(&config, &document, &log).map_err(|error| of_document(&config, error))?;
         #[cfg(feature = "redis")]
-        let handed = handed.filter(|_| opened.is_none());
+        let is_saved = is_saved && opened.is_none();
+        #[cfg(feature = "redis")]
+        if opened.is_some() {
+            // Redis has a newer one.
+            inherited.handed = None;
+        }
+        if let Some(listening) = &inherited.listening {
+            config.listen = vec![listening.local_addr()?];
+        }
         Ok(Prepared {
             config,
             log,
             pages,
             document,
-            handed,
+            inherited,
             file,
+            is_saved,
             #[cfg(feature = "redis")]
             opened,
         })
@@ -133,7 +163,8 @@ pub(crate) fn own_process() {
 
 impl Prepared {
     pub fn listen(self) -> io::Result<Server> {
-        let Prepared { mut config, log, pages, document, handed, file, .. } = self;
+        let Prepared { mut config, log, pages, document, inherited, file, is_saved, .. } = self;
+        let Inherited { listening, handed, .. } = inherited;
         let capacity = Capacity::find(config.max_clients);
         config.max_clients = capacity.clients;
         let (ring_changed, changed) = bounded(1);
@@ -170,10 +201,17 @@ impl Prepared {
             kept,
         };
         if let Some(file) = file {
-            server.saver =
-                Some(Saver::start(file, hub, (ring_changed, changed), save_every, is_failing, log)?);
+            server.saver = Some(Saver::start(
+                file,
+                hub,
+                (ring_changed, changed),
+                save_every,
+                is_failing,
+                log,
+                is_saved,
+            )?);
         }
-        let listener = (server.listen)(&addresses)?;
+        let listener = (server.listen)(listening.map_or(Place::At(&addresses), Place::On))?;
         server.address = listener.address();
         server.listener = Mutex::new(Some(listener));
         Ok(server)
@@ -213,10 +251,11 @@ fn limits(config: &Config, capacity: Capacity) -> Limits {
 /// Listens for the site, as often as it is asked to.
 fn listener(site: Site, limits: Limits, log: Log) -> Box<Listen> {
     let site = Arc::new(site);
-    Box::new(move |addresses: &[SocketAddr]| {
+    Box::new(move |place: Place| {
+        let addresses = if let Place::At(addresses) = place { addresses } else { &[] };
         let (metrics, site) = (Arc::clone(&site.hub.metrics), Arc::clone(&site));
         let handle = move |exchange: Exchange| site.handle(exchange);
-        http::listen(addresses, &limits, log.clone(), metrics, handle).map_err(|error| {
+        http::listen(place, &limits, log.clone(), metrics, handle).map_err(|error| {
             let hint = free_port_near(addresses, &error);
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             io::Error::new(error.kind(), format!("--listen {}: {error}{hint}", addresses.join(", ")))
@@ -266,6 +305,12 @@ impl Server {
         self.hub.shares()
     }
 
+    /// Where it says what happens.
+    #[cfg(feature = "cli")]
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
     /// What the document is saved by, if by anything.
     #[cfg(feature = "cli")]
     pub(crate) fn saver(&self) -> Option<Saver> {
@@ -279,12 +324,41 @@ impl Server {
     /// The document is not saved: what its file has instead, and why. If the disk is to blame that took longer than the
     /// grace, it may get there yet, and until then no other server can have the file.
     pub fn stop(mut self) -> io::Result<()> {
-        self.end()
+        self.end(Instant::now())
     }
 
-    fn end(&mut self) -> io::Result<()> {
-        let Some(threads) = self.running.take() else { return Ok(()) };
+    /// What listens, for [`hand_over`](Server::hand_over).
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command takes itself over"))]
+    pub(crate) fn listening(&self) -> io::Result<TcpListener> {
+        let listener = lock(&self.listener);
+        listener.as_ref().ok_or(io::ErrorKind::NotConnected)?.listening()
+    }
+
+    /// Stops as `stop` does, but for `listening`: whoever connects meanwhile waits for the next process. Whoever is connected
+    /// is answered first. Returns what that process goes on with, and whether the document is saved; blocks for the configured
+    /// grace at most.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command takes itself over"))]
+    pub(crate) fn hand_over(mut self, listening: TcpListener) -> (Inherited, io::Result<()>) {
         let now = Instant::now();
+        if let Some(listener) = &*lock(&self.listener) {
+            listener.pause(now + self.grace / 2);
+        }
+        let keeper = self.saver.clone();
+        keeper.iter().for_each(Saver::keep_lock);
+        let saved = self.end(now);
+        let (listening, handed) = (Some(listening), Some(self.hub.write_out()));
+        (Inherited { listening, handed, locked: keeper.and_then(|keeper| keeper.take_lock()) }, saved)
+    }
+
+    /// Whether tiny_http keeps so much for good that a new process is better.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command takes itself over"))]
+    pub(crate) fn is_worn(&self) -> bool {
+        let listener = lock(&self.listener);
+        listener.as_ref().is_some_and(|listener| listener.leftovers() >= self.capacity.leftovers)
+    }
+
+    fn end(&mut self, now: Instant) -> io::Result<()> {
+        let Some(threads) = self.running.take() else { return Ok(()) };
         // What is refused from here on need not be saved; all else is, while streams and requests are ended.
         self.hub.begin_stop();
         if let Some(saver) = &self.saver {
@@ -303,6 +377,6 @@ impl Server {
 impl Drop for Server {
     /// What was not saved, the saver has logged.
     fn drop(&mut self) {
-        self.end().ok();
+        self.end(Instant::now()).ok();
     }
 }

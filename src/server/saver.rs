@@ -5,6 +5,7 @@
 //! The one rule: nobody waits for the disk longer than he said he would; the thread may stand still in it for as long as
 //! it likes.
 
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +49,9 @@ struct Save {
     fault: Option<(ErrorKind, String)>,
     /// The end of the wait for a stop that has begun.
     stop_by: Option<Instant>,
+    /// The lock of the file is for the next server, and it.
+    keeps_lock: bool,
+    locked: Option<File>,
     has_ended: bool,
 }
 
@@ -60,16 +64,16 @@ impl Saver {
         pause: Duration,
         is_failing: Arc<AtomicBool>,
         log: Log,
+        is_saved: bool,
     ) -> io::Result<Saver> {
         // What was read at the start need not be saved.
-        let saved = hub.read(Document::last_change);
-        #[cfg(feature = "redis")]
-        let saved = hub.shared.as_ref().map_or(saved, |_| {
-            // What others have published meanwhile has to be.
+        let saved = if is_saved { hub.read(Document::last_change) } else { EventId::first(0, 0) };
+        if !is_saved {
             bell.try_send(()).ok();
-            EventId::NONE
-        });
-        let state = Mutex::new(Save { saved, fault: None, stop_by: None, has_ended: false });
+        }
+        let state =
+            Save { saved, fault: None, stop_by: None, keeps_lock: false, locked: None, has_ended: false };
+        let state = Mutex::new(state);
         let named = file.named().to_owned();
         let shared =
             Arc::new(Saving { named, hub, log, pause, is_failing, bell, state, told: Condvar::new() });
@@ -87,6 +91,21 @@ impl Saver {
         self.0.told.notify_all();
         // Full: it rings already.
         self.0.bell.try_send(()).ok();
+    }
+
+    /// Has the lock of the file last beyond the stop; `take_lock` then takes it.
+    pub fn keep_lock(&self) {
+        lock(&self.0.state).keeps_lock = true;
+    }
+
+    pub fn take_lock(&self) -> Option<File> {
+        lock(&self.0.state).locked.take()
+    }
+
+    /// Whether the last save failed.
+    #[cfg(feature = "cli")]
+    pub fn is_failing(&self) -> bool {
+        self.0.is_failing.load(Ordering::Relaxed)
     }
 
     /// Waits for the end of the stop, until its deadline.
@@ -128,9 +147,15 @@ impl Saving {
         }
         self.save(&mut file);
         self.save_history(&mut file);
-        // Whoever has waited may open it again.
-        drop(file);
-        lock(&self.state).has_ended = true;
+        // Whoever has waited may open it again, or has the lock.
+        let mut state = lock(&self.state);
+        if state.keeps_lock {
+            state.locked = file.into_locked();
+        } else {
+            drop(file);
+        }
+        state.has_ended = true;
+        drop(state);
         self.told.notify_all();
     }
 
@@ -142,8 +167,8 @@ impl Saving {
     /// Puts beside the saved document what the next server goes on with.
     fn save_history(&self, file: &mut KeptFile) {
         if lock(&self.state).fault.is_none()
-            && let Some(stream) = self.hub.write_out()
-            && let Err(error) = file.save_history(&stream)
+            && self.hub.has_had_clients()
+            && let Err(error) = file.save_history(&self.hub.write_out())
         {
             self.log.line(|| error.to_string());
         }
