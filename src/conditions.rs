@@ -4,7 +4,8 @@
 //! or cannot be read, changes nothing.
 
 /// `If-Match` and `If-None-Match`. Several lines of one name are one list.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
+#[cfg_attr(feature = "redis", derive(Clone))]
 pub(crate) struct Conditions {
     pub if_match: Option<String>,
     pub if_none_match: Option<String>,

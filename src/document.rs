@@ -244,42 +244,27 @@ impl Document {
     /// It could not be written so.
     pub fn saved(start: EventId, max_bytes: usize, saved: Value) -> Result<Document, Refusal> {
         let mut document = Document::new(start, max_bytes);
-        let patch = document.patch(None, saved)?;
+        let patch = document.judge(None, Change::Patch(saved))?;
         document.apply(patch, start);
         Ok(document)
     }
 
-    /// Judges a change: the patch that it comes to.
+    /// Judges a change: the patch that it comes to. What is put is the smallest one from the old value to the new, which names
+    /// the topic that was put also when nothing changed.
     pub fn judge(&self, topic: Option<&Topic>, change: Change) -> Result<Patch, Refusal> {
-        match change {
-            Change::Patch(body) => self.patch(topic, body),
-            Change::Put(body) => self.put(topic, body),
-            Change::Delete => self.delete(topic),
-        }
-    }
-
-    /// The patch for `PATCH`: the body, checked.
-    fn patch(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
-        self.checked(addressed(topic, body)?)
-    }
-
-    /// The patch for `PUT`: the smallest one from the old value to the new. It names the topic that was put also when
-    /// nothing changed.
-    fn put(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
-        let old = self.at(topic).unwrap_or(&Value::Null);
-        // As merging stores it, so that whatever is stored can be sent as a patch.
-        let mut new = Value::Null;
-        merge(&mut new, body);
-        self.patch(topic, diff(old, &new))
-    }
-
-    /// The patch for `DELETE`.
-    fn delete(&self, topic: Option<&Topic>) -> Result<Patch, Refusal> {
-        match topic {
-            None => self.put(None, Value::Object(Map::new())),
-            Some(_) if self.at(topic).is_some() => addressed(topic, Value::Null),
-            Some(_) => Err(absent()),
-        }
+        let value = match (change, self.at(topic)) {
+            (Change::Patch(value), _) => value,
+            (Change::Put(value), old) => {
+                // As merging stores it, so that whatever is stored can be sent as a patch.
+                let mut new = Value::Null;
+                merge(&mut new, value);
+                diff(old.unwrap_or(&Value::Null), &new)
+            }
+            (Change::Delete, None) => return Err(absent()),
+            (Change::Delete, Some(_)) if topic.is_some() => Value::Null,
+            (Change::Delete, Some(old)) => diff(old, &Value::Object(Map::new())),
+        };
+        self.checked(addressed(topic, value)?)
     }
 
     /// Applies a patch that a change of the document came to, as it is now.
@@ -655,6 +640,20 @@ mod tests {
         let parse = |text: &str| parse(text.as_bytes(), 1 << 20).expect("JSON");
         for (old, new, patch) in table {
             assert_eq!(to_json(&diff(&parse(old), &parse(new))), patch, "{old} to {new}");
+        }
+    }
+
+    impl Document {
+        fn patch(&self, topic: Option<&Topic>, value: Value) -> Result<Patch, Refusal> {
+            self.judge(topic, Change::Patch(value))
+        }
+
+        fn put(&self, topic: Option<&Topic>, value: Value) -> Result<Patch, Refusal> {
+            self.judge(topic, Change::Put(value))
+        }
+
+        fn delete(&self, topic: Option<&Topic>) -> Result<Patch, Refusal> {
+            self.judge(topic, Change::Delete)
         }
     }
 

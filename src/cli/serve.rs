@@ -126,12 +126,8 @@ fn greet(server: &Server, config: &Config, is_takeover: bool) -> io::Result<()> 
         server.log().line(|| format!("it has taken itself over, and is version {version}"));
         return Ok(());
     }
-    #[cfg(feature = "redis")]
-    let shares = server.shares();
-    #[cfg(not(feature = "redis"))]
-    let shares = "";
     let text = format!(
-        "statecast listens on {}\n{}  document: {}\n{shares}{}  clients:  {}\n",
+        "statecast listens on {}\n{}  document: {}\n{}  clients:  {}\n",
         server.url(),
         network(server.address()),
         server.kept(),

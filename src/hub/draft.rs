@@ -10,8 +10,8 @@ use crate::sse::event::{EventId, EventName, Topic};
 /// What somebody wants to be published.
 #[derive(Clone)]
 pub(crate) enum Draft {
-    /// A change of the document, or of one topic, if the conditions hold for what is there.
-    Change(Option<Topic>, Change, Conditions),
+    /// A change of the document, or of one topic.
+    Change(Option<Topic>, Change),
     /// An event that changes nothing.
     OneOff(Audience, EventName, EventData),
 }
@@ -28,15 +28,15 @@ impl Draft {
     #[cfg(feature = "redis")]
     pub fn size(&self) -> usize {
         match self {
-            Draft::Change(_, change, _) => change.weight(),
+            Draft::Change(_, change) => change.weight(),
             Draft::OneOff(_, _, data) => data.text.len(),
         }
     }
 
-    /// Judges it for the document as it is.
-    pub fn judge(self, document: &Document) -> Result<Judged, Refusal> {
+    /// Judges it for the document as it is. The conditions are about what is to be changed.
+    pub fn judge(self, conditions: &Conditions, document: &Document) -> Result<Judged, Refusal> {
         match self {
-            Draft::Change(topic, change, conditions) => {
+            Draft::Change(topic, change) => {
                 if conditions.are_any() {
                     let tag = document.changed(topic.as_ref()).map(tag);
                     let judged = conditions.judge_write(tag.as_deref());

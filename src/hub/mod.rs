@@ -28,6 +28,7 @@ use crossbeam_channel::{Sender, bounded};
 use serde_json::Value;
 
 use crate::clock::{now_ms, random_between};
+use crate::conditions::Conditions;
 use crate::config::Config;
 use crate::document::{Document, Refusal};
 use crate::hub::chunk::Chunk;
@@ -143,7 +144,7 @@ impl Hub {
 
     /// Publishes what a draft comes to, and tells everybody. Returns before anybody has been told. Waits while delivery is
     /// far behind. A hub that stops takes nothing more, or it would never be done.
-    pub fn publish(&self, draft: Draft) -> Result<EventId, Refusal> {
+    pub fn publish(&self, draft: Draft, conditions: &Conditions) -> Result<EventId, Refusal> {
         let far_behind = |state: &mut State| state.unread_bytes() > UNREAD_BYTES && !state.stopping;
         let state = self.has_read.wait_while(self.lock(), far_behind);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
@@ -153,10 +154,10 @@ impl Hub {
         #[cfg(feature = "redis")]
         if let Some(shared) = &self.shared {
             drop(state);
-            return self.share(shared, draft);
+            return self.share(shared, draft, conditions.clone());
         }
         let id = state.next_id();
-        let judged = draft.judge(&state.document)?;
+        let judged = draft.judge(conditions, &state.document)?;
         let is_change = matches!(judged, Judged::Update(_));
         state.apply(id, judged);
         drop(state);

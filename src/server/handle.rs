@@ -92,7 +92,7 @@ impl Server {
     /// The patch of the document is no object, a key in it is no topic, or the document would exceed a limit.
     pub fn patch(&self, topic: impl ForTopic, patch: Value) -> Result<EventId, Refusal> {
         let topic = topic.topic()?;
-        self.hub.publish(Draft::Change(topic, Change::Patch(patch), Conditions::default()))
+        self.hub.publish(Draft::Change(topic, Change::Patch(patch)), &Conditions::default())
     }
 
     /// Replaces the document, or one topic. Clients get the smallest patch from the old value to the new.
@@ -101,7 +101,7 @@ impl Server {
     /// As [`patch`](Server::patch).
     pub fn put(&self, topic: impl ForTopic, value: Value) -> Result<EventId, Refusal> {
         let topic = topic.topic()?;
-        self.hub.publish(Draft::Change(topic, Change::Put(value), Conditions::default()))
+        self.hub.publish(Draft::Change(topic, Change::Put(value)), &Conditions::default())
     }
 
     /// Removes all topics, or one.
@@ -110,7 +110,7 @@ impl Server {
     /// There is no such topic.
     pub fn delete(&self, topic: impl ForTopic) -> Result<EventId, Refusal> {
         let topic = topic.topic()?;
-        self.hub.publish(Draft::Change(topic, Change::Delete, Conditions::default()))
+        self.hub.publish(Draft::Change(topic, Change::Delete), &Conditions::default())
     }
 
     /// Publishes a one-off event, such as chat or an alert, which does not change the document. With a topic it reaches the
@@ -135,7 +135,7 @@ impl Server {
         name: EventName,
         data: impl Into<EventData>,
     ) -> Result<EventId, Refusal> {
-        self.hub.publish(Draft::OneOff(topic.topic()?, name, data.into()))
+        self.hub.publish(Draft::OneOff(topic.topic()?, name, data.into()), &Conditions::default())
     }
 
     /// The document as it is.

@@ -182,6 +182,8 @@ impl Prepared {
             || "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
             KeptFile::describe,
         );
+        #[cfg(feature = "redis")]
+        let kept = kept + &hub.shares();
         let (addresses, grace, save_every) = (config.listen.clone(), config.grace, config.save_every);
         let limits = limits(&config, capacity);
         let is_failing = Arc::default();
@@ -297,12 +299,6 @@ impl Server {
     #[cfg(feature = "cli")]
     pub(crate) fn kept(&self) -> &str {
         &self.kept
-    }
-
-    /// The line of the start that says what it shares, if it shares anything.
-    #[cfg(all(feature = "cli", feature = "redis"))]
-    pub(crate) fn shares(&self) -> String {
-        self.hub.shares()
     }
 
     /// Where it says what happens.

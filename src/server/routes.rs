@@ -175,8 +175,8 @@ impl Site {
             Method::Put => Change::Put(parse()?),
             _ => Change::Patch(parse()?),
         };
-        let draft = Draft::Change(topic.cloned(), change, call.conditions.clone());
-        Ok(answers::published(self.hub.publish(draft)?))
+        let draft = Draft::Change(topic.cloned(), change);
+        Ok(answers::published(self.hub.publish(draft, &call.conditions)?))
     }
 
     /// Publishes a one-off event: JSON if the request says so, else text.
@@ -195,7 +195,7 @@ impl Site {
             Answer::refusal(400, text)
         })?;
         let data = EventData { text, is_json: call.is_json };
-        Ok(answers::published(self.hub.publish(Draft::OneOff(audience, name, data))?))
+        Ok(answers::published(self.hub.publish(Draft::OneOff(audience, name, data), &call.conditions)?))
     }
 
     fn open_stream(

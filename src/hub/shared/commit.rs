@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::clock::now_ms;
+use crate::conditions::Conditions;
 use crate::document::Refusal;
 use crate::hub::Hub;
 use crate::hub::draft::{Draft, Judged};
@@ -26,6 +27,7 @@ const MOST_RESTORED: usize = 100_000;
 /// A draft, and what has become of it.
 pub(super) struct Waiting {
     draft: Draft,
+    conditions: Conditions,
     answer: Mutex<Option<Result<EventId, Refusal>>>,
 }
 
@@ -40,8 +42,13 @@ struct Batch {
 
 impl Hub {
     /// Publishes a draft through the journal.
-    pub(in crate::hub) fn share(&self, shared: &Shared, draft: Draft) -> Result<EventId, Refusal> {
-        let waiting = Arc::new(Waiting { draft, answer: Mutex::default() });
+    pub(in crate::hub) fn share(
+        &self,
+        shared: &Shared,
+        draft: Draft,
+        conditions: Conditions,
+    ) -> Result<EventId, Refusal> {
+        let waiting = Arc::new(Waiting { draft, conditions, answer: Mutex::default() });
         lock(&shared.queue).push(Arc::clone(&waiting));
         let mut writer = lock(&shared.writer);
         loop {
@@ -89,7 +96,7 @@ impl Hub {
         let mut undo = Vec::new();
         let mut last = expected;
         for (index, waiting) in waiting.iter().enumerate() {
-            match waiting.draft.clone().judge(&state.document) {
+            match waiting.draft.clone().judge(&waiting.conditions, &state.document) {
                 Ok(judged) => {
                     last = last.next_of_many(now_ms());
                     if let Judged::Update(patch) = &judged {

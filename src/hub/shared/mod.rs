@@ -40,7 +40,6 @@ pub(crate) struct Shared {
     /// come behind the new document.
     passes: RwLock<()>,
     /// The journal was empty at the start, and got the document from here.
-    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command says it"))]
     is_seeded: bool,
 }
 
@@ -105,13 +104,12 @@ impl Shared {
 
 impl Hub {
     /// The line of the start that says what is shared, if anything is.
-    #[cfg(feature = "cli")]
     pub fn shares(&self) -> String {
         let Some(Shared { journal: Journal { url, key }, is_seeded, .. }) = &self.shared else {
             return String::new();
         };
         let how = if *is_seeded { "was empty, and is seeded from here" } else { "found" };
-        format!("  redis:    {url}, key {key}, {how}; last id {}\n", self.last_id())
+        format!("\n  redis:    {url}, key {key}, {how}; last id {}", self.last_id())
     }
 
     /// Whether what is served here is fresh enough, for whoever chooses between servers.
