@@ -251,11 +251,11 @@ impl Cluster {
             Fault::Failover | Fault::FailoverWithoutTail => {
                 let replica = Redis::replica_of(&self.redis);
                 if fault == Fault::FailoverWithoutTail {
-                    replica.call(&["REPLICAOF", "NO", "ONE"]);
+                    replica.promote();
                     pause(rng, 700);
                 }
                 let nobody_writes = self.everybody_has_everything(load, followers);
-                replica.call(&["REPLICAOF", "NO", "ONE"]);
+                replica.promote();
                 self.redis.kill();
                 drop(nobody_writes);
                 pause(rng, 500);
@@ -263,7 +263,7 @@ impl Cluster {
             }
             Fault::Split | Fault::LaggingFirst => {
                 let replica = Redis::replica_of(&self.redis);
-                replica.call(&["REPLICAOF", "NO", "ONE"]);
+                replica.promote();
                 if fault == Fault::Split {
                     self.links[which].switch(replica.address);
                     pause(rng, 1_500);

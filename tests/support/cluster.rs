@@ -63,6 +63,14 @@ impl Node {
         self.log.lock().expect("nobody panics").clone()
     }
 
+    /// The end of its log, for the message of what does not come.
+    fn last_lines(&self) -> String {
+        let log = self.log.lock().expect("nobody panics");
+        let lines: Vec<&str> =
+            log.lines().rev().filter(|line| !line.contains(" was refused: ")).take(20).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
     /// Waits until it has logged a line with all of these.
     pub fn logs(&self, words: &[&str]) -> String {
         let is_it = |line: &&str| words.iter().all(|word| line.contains(word));
@@ -98,7 +106,8 @@ impl Node {
 
     /// Tries again until it is published.
     pub fn publish_at_last(&self, topic: &str, value: &str) -> EventId {
-        wait_until(|| self.put(topic, value), |answer| answer.status == 200).id()
+        let look = || (self.put(topic, value), self.last_lines());
+        wait_until(look, |(answer, _)| answer.status == 200).0.id()
     }
 }
 

@@ -71,9 +71,15 @@ impl Redis {
     /// Starts one that follows another, and waits until it has what that one has.
     pub fn replica_of(master: &Redis) -> Redis {
         let (host, port) = (master.address.ip().to_string(), master.address.port().to_string());
-        let replica = Redis::start_with(&["--replicaof", &format!("{host} {port}")]);
+        let replica = Redis::start();
+        replica.call(&["REPLICAOF", &host, &port]);
         replica.wait_for("it is no replica", |redis| redis.info("replication", "master_link_status") == "up");
         replica
+    }
+
+    /// Makes a replica a master, with what it has.
+    pub fn promote(&self) {
+        self.call(&["REPLICAOF", "NO", "ONE"]);
     }
 
     /// Starts it again where it was, with what is in its folder.
