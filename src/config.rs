@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+#[cfg(feature = "redis")]
+use crate::redis_url::RedisUrl;
 use crate::token::Token;
 
 /// Data that is not acknowledged for so long: a power cut, a pulled cable.
@@ -25,6 +27,12 @@ pub struct Config {
     /// The file that keeps the document, for one server at a time. Default: none; the document is gone when the server
     /// stops.
     pub document: Option<PathBuf>,
+    /// The Redis in which several servers share one document and one history. Default: none; the server is alone.
+    #[cfg(feature = "redis")]
+    pub redis: Option<RedisUrl>,
+    /// The key that they share in it. Default: `statecast`.
+    #[cfg(feature = "redis")]
+    pub redis_key: String,
     /// Between two saves of the document to its file, at least. Default: 1 s.
     pub save_every: Duration,
     /// Time between `heartbeat` events. Default: 15 s.
@@ -74,6 +82,10 @@ impl Default for Config {
         Config {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             document: None,
+            #[cfg(feature = "redis")]
+            redis: None,
+            #[cfg(feature = "redis")]
+            redis_key: "statecast".to_owned(),
             save_every: Duration::from_secs(1),
             heartbeat: Duration::from_secs(15),
             retry: Duration::from_secs(3),

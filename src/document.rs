@@ -13,6 +13,27 @@ use crate::sse::event::{EventId, Topic};
 /// A merge patch of the whole document: for each topic its new value, a patch of its value, or null.
 pub(crate) type Patch = Map<String, Value>;
 
+/// What a write does to the document, or to one topic of it.
+#[derive(Clone)]
+pub(crate) enum Change {
+    /// Merges a value into it.
+    Patch(Value),
+    /// Puts a value in its place.
+    Put(Value),
+    Delete,
+}
+
+#[cfg(feature = "redis")]
+impl Change {
+    /// What it weighs, as a document does.
+    pub fn weight(&self) -> usize {
+        match self {
+            Change::Patch(value) | Change::Put(value) => weight(value),
+            Change::Delete => 0,
+        }
+    }
+}
+
 /// Levels of objects and arrays at most. The document itself is the first.
 const MAX_DEPTH: usize = 100;
 
@@ -36,6 +57,14 @@ pub enum Refusal {
     TooLarge(String),
     /// The topic to delete is not in the document.
     Absent(String),
+    /// A condition of the request, such as `If-Match`, does not hold.
+    Unmet(&'static str),
+    /// Redis cannot be reached, or holds what no server put there; nothing was published.
+    #[cfg(feature = "redis")]
+    NotPublished,
+    /// Redis has not answered; it is not known whether it was published.
+    #[cfg(feature = "redis")]
+    NotKnown,
     /// The server is stopping.
     Stopping,
 }
@@ -44,6 +73,15 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::Invalid(text) | Refusal::TooLarge(text) | Refusal::Absent(text) => f.write_str(text),
+            Refusal::Unmet(text) => f.write_str(text),
+            #[cfg(feature = "redis")]
+            Refusal::NotPublished => {
+                f.write_str("Redis cannot be used now; nothing was published; try again")
+            }
+            #[cfg(feature = "redis")]
+            Refusal::NotKnown => f.write_str(
+                "Redis has not answered; it is not known whether it was published; look, and try again",
+            ),
             Refusal::Stopping => f.write_str("the server is stopping; try again later"),
         }
     }
@@ -211,14 +249,23 @@ impl Document {
         Ok(document)
     }
 
+    /// Judges a change: the patch that it comes to.
+    pub fn judge(&self, topic: Option<&Topic>, change: Change) -> Result<Patch, Refusal> {
+        match change {
+            Change::Patch(body) => self.patch(topic, body),
+            Change::Put(body) => self.put(topic, body),
+            Change::Delete => self.delete(topic),
+        }
+    }
+
     /// The patch for `PATCH`: the body, checked.
-    pub fn patch(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
+    fn patch(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
         self.checked(addressed(topic, body)?)
     }
 
     /// The patch for `PUT`: the smallest one from the old value to the new. It names the topic that was put also when
     /// nothing changed.
-    pub fn put(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
+    fn put(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
         let old = self.at(topic).unwrap_or(&Value::Null);
         // As merging stores it, so that whatever is stored can be sent as a patch.
         let mut new = Value::Null;
@@ -227,7 +274,7 @@ impl Document {
     }
 
     /// The patch for `DELETE`.
-    pub fn delete(&self, topic: Option<&Topic>) -> Result<Patch, Refusal> {
+    fn delete(&self, topic: Option<&Topic>) -> Result<Patch, Refusal> {
         match topic {
             None => self.put(None, Value::Object(Map::new())),
             Some(_) if self.at(topic).is_some() => addressed(topic, Value::Null),
@@ -235,7 +282,7 @@ impl Document {
         }
     }
 
-    /// Applies a patch that one of the three above made of the document as it is now.
+    /// Applies a patch that a change of the document came to, as it is now.
     pub fn apply(&mut self, patch: Patch, id: EventId) {
         self.weight = self.weight_after(&patch);
         self.last_change = id;
@@ -247,6 +294,70 @@ impl Document {
             }
         }
         merge(&mut self.whole, Value::Object(patch));
+    }
+
+    /// What is to be known to undo a patch.
+    #[cfg(feature = "redis")]
+    pub fn before(&self, patch: &Patch) -> Before {
+        let changed = patch.keys().map(|key| (key.clone(), self.changed.get(key).copied())).collect();
+        let patch = inverse(&self.whole, patch);
+        Before { patch, changed, last_change: self.last_change, weight: self.weight }
+    }
+
+    /// Makes it what it was.
+    #[cfg(feature = "redis")]
+    pub fn undo(&mut self, before: Before) {
+        merge(&mut self.whole, Value::Object(before.patch));
+        for (topic, id) in before.changed {
+            match id {
+                Some(id) => self.changed.insert(topic, id),
+                None => self.changed.remove(&topic),
+            };
+        }
+        (self.last_change, self.weight) = (before.last_change, before.weight);
+    }
+
+    /// The document as JSON; and the id of each topic's last change, with the document's own under an empty name.
+    #[cfg(feature = "redis")]
+    pub fn record(&self) -> (String, String) {
+        let mut changed: Map<String, Value> =
+            self.changed.iter().map(|(topic, id)| (topic.clone(), id.to_string().into())).collect();
+        changed.insert(String::new(), self.last_change.to_string().into());
+        (self.json(), to_json(&Value::Object(changed)))
+    }
+
+    /// A document of such a record, which may be larger than this one may get.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    #[cfg(feature = "redis")]
+    pub fn recorded(json: &str, changed: &str, max_bytes: usize) -> Result<Document, String> {
+        let whole = patch_of(json)?;
+        let mut changed = patch_of_any(changed)?
+            .into_iter()
+            .map(|(topic, id)| {
+                let id = id.as_str().and_then(|id| id.parse().ok());
+                id.map(|id| (topic, id)).ok_or_else(|| "an id in its n is none".to_owned())
+            })
+            .collect::<Result<HashMap<String, EventId>, String>>()?;
+        let last_change = changed.remove("").ok_or("its n lacks the document's own id")?;
+        let mut document = Document::new(last_change, max_bytes);
+        document.apply(whole, last_change);
+        if document.changed.len() != changed.len()
+            || changed.keys().any(|topic| !document.changed.contains_key(topic))
+        {
+            return Err("its n and its d have different topics".to_owned());
+        }
+        document.changed = changed;
+        Ok(document)
+    }
+
+    /// Whether two documents are the same, as are the ids of their changes.
+    #[cfg(feature = "redis")]
+    pub fn is_same(&self, other: &Document) -> bool {
+        self.last_change == other.last_change
+            && self.changed == other.changed
+            && is_same(&self.whole, &other.whole)
     }
 
     /// The id of the document's last change.
@@ -294,7 +405,9 @@ impl Document {
             let text = format!("the document would have {topics} topics; at most {MAX_TOPICS} fit");
             return Err(Refusal::TooLarge(text));
         }
-        if self.weight_after(&patch) > self.max_weight {
+        let weight = self.weight_after(&patch);
+        // One that came from elsewhere may be larger; it must not grow.
+        if weight > self.max_weight && weight > self.weight {
             return Err(too_heavy(self.max_weight));
         }
         Ok(patch)
@@ -302,6 +415,54 @@ impl Document {
 
     fn weight_after(&self, patch: &Patch) -> usize {
         self.weight.saturating_add_signed(growth(&self.whole, patch))
+    }
+}
+
+/// What undoes a patch.
+#[cfg(feature = "redis")]
+pub(crate) struct Before {
+    patch: Patch,
+    changed: Vec<(String, Option<EventId>)>,
+    last_change: EventId,
+    weight: usize,
+}
+
+/// The patch that makes an object again what it was before the patch. Only what the patch names is copied.
+#[cfg(feature = "redis")]
+fn inverse(old: &Value, patch: &Patch) -> Patch {
+    let of_member = |(key, new): (&String, &Value)| {
+        let value = match (old.get(key), new) {
+            (None, _) => Value::Null,
+            (Some(old @ Value::Object(_)), Value::Object(new)) => Value::Object(inverse(old, new)),
+            (Some(old), _) => old.clone(),
+        };
+        (key.clone(), value)
+    };
+    patch.iter().map(of_member).collect()
+}
+
+/// A patch of the whole document that somebody else says is one.
+///
+/// # Errors
+/// What is wrong with it.
+#[cfg(feature = "redis")]
+pub(crate) fn patch_of(json: &str) -> Result<Patch, String> {
+    let patch = patch_of_any(json)?;
+    for key in patch.keys() {
+        Topic::parse(key).map_err(|rule| format!("a key is no topic: {rule}"))?;
+    }
+    if patch.values().any(|value| depth(value) >= MAX_DEPTH) {
+        return Err(format!("it is deeper than {MAX_DEPTH} levels"));
+    }
+    Ok(patch)
+}
+
+#[cfg(feature = "redis")]
+fn patch_of_any(json: &str) -> Result<Patch, String> {
+    match parse_as("its JSON", json.as_bytes(), usize::MAX) {
+        Ok(Value::Object(patch)) => Ok(patch),
+        Ok(_) => Err("its JSON is no object".to_owned()),
+        Err(refusal) => Err(refusal.to_string()),
     }
 }
 

@@ -35,9 +35,9 @@
 //! | `http/` | tiny_http, kept alive behind one door |
 //! | `client/` | the other end: [`EventSource`], [`Replica`] |
 //! | `sse/` | the event stream format, both ways: ids and frames, [`Parser`] |
-//! | the ground | `document` ([`merge`], [`diff`]), `config`, `seats`, `token`, `units`, `wire`, `log`, `metrics`, `clock`, `lock` |
+//! | the ground | `document` ([`merge`], [`diff`]), `config`, `conditions`, `seats`, `token`, `units`, `wire`, `log`, `metrics`, `clock`, `lock` |
 //!
-//! Whoever wants to learn SSE reads `sse/event`, then `hub/` (`mod`, `state`, `history`, `chunk`, `fan_out`, `client`,
+//! Whoever wants to learn SSE reads `sse/event`, then `hub/` (`mod`, `draft`, `state`, `history`, `chunk`, `fan_out`, `client`,
 //! `catch_up`, `watch`), then `server/routes`.
 //!
 //! # Threads
@@ -56,13 +56,18 @@
 mod cli;
 mod client;
 mod clock;
+mod conditions;
 mod config;
 mod document;
 mod http;
 mod hub;
+#[cfg(feature = "redis")]
+mod journal;
 mod lock;
 mod log;
 mod metrics;
+#[cfg(feature = "redis")]
+mod redis_url;
 mod seats;
 mod server;
 mod sse;
@@ -80,6 +85,8 @@ pub use document::{Refusal, diff, merge};
 pub use http::allocator::PatientAllocator;
 pub use hub::client::ClientStatus;
 pub use hub::history::EventData;
+#[cfg(feature = "redis")]
+pub use redis_url::RedisUrl;
 pub use server::Server;
 pub use server::capacity::Capacity;
 pub use server::handle::{ForTopic, Restart, TimedOut};

@@ -53,6 +53,21 @@ pub(crate) struct Metrics {
     pub cut_connections: Counter,
     pub abandoned_requests: Counter,
     pub stuck_connections: Gauge,
+    #[cfg(feature = "redis")]
+    pub journal: JournalMetrics,
+}
+
+/// What a server has done that shares with others.
+#[cfg(feature = "redis")]
+#[derive(Default)]
+pub(crate) struct JournalMetrics {
+    pub connected: Gauge,
+    pub batches: Counter,
+    pub conflicts: Counter,
+    pub reconnects: Counter,
+    pub restored: Counter,
+    pub branches: Counter,
+    pub divergences: Counter,
 }
 
 impl Metrics {
@@ -83,6 +98,22 @@ impl Metrics {
         };
         for (name, help, counter) in counters {
             put(&format!("statecast_{name}_total"), help, "counter", counter.value());
+        }
+        #[cfg(feature = "redis")]
+        {
+            let journal = &self.journal;
+            let connected = journal.connected.0.load(Ordering::Relaxed);
+            put("statecast_redis_connected", "Whether Redis can be used", "gauge", connected);
+            for (name, help, counter) in [
+                ("batches", "Batches appended to Redis", &journal.batches),
+                ("conflicts", "Batches that came too late, and were judged again", &journal.conflicts),
+                ("reconnects", "Times Redis was back", &journal.reconnects),
+                ("restored", "Times Redis got back what it had lost", &journal.restored),
+                ("branches_taken", "Times Redis had something else, and that was taken", &journal.branches),
+                ("divergences", "Documents that were not those of Redis; must be 0", &journal.divergences),
+            ] {
+                put(&format!("statecast_redis_{name}_total"), help, "counter", counter.value());
+            }
         }
         put("statecast_clients", "Open event streams", "gauge", clients as u64);
         let stuck = self.stuck_connections.0.load(Ordering::Relaxed);

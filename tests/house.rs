@@ -7,11 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// For each house, those it may know. What stands on the ground is a house of its own, by its name.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("cli", &["server", "client", "document", "sse", "ground"]),
     ("server", &["http", "hub", "document", "sse", "ground"]),
     ("http", &["document", "sse", "ground"]),
-    ("hub", &["document", "sse", "ground"]),
+    ("hub", &["journal", "document", "sse", "ground"]),
+    ("journal", &["sse", "ground"]),
     ("client", &["document", "sse", "ground"]),
     ("document", &["sse", "ground"]),
     ("sse", &["ground"]),

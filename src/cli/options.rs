@@ -7,6 +7,8 @@ use crate::cli::commands;
 use crate::cli::settings::Set::{List, Path, Size, Switch, Time, Token, TokenFile};
 use crate::cli::settings::{self, Read, Setting, count, count_from_1, did_you_mean, option, quoted};
 use crate::config::{Config, Origin};
+#[cfg(feature = "redis")]
+use crate::{cli::settings::line_in, redis_url::RedisUrl};
 
 /// The options of `statecast serve`.
 pub(crate) const SETTINGS: &[Setting<Config>] = &[
@@ -26,6 +28,10 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
     }),
     option("document", "", "keep the document in this file; without it a restart forgets it")
         .sets(Path("FILE", |config| &mut config.document)),
+    option("redis", "", "share document and history with other servers: redis://HOST:PORT")
+        .reads("URL", redis),
+    option("redis-file", "", "the same, read from a file").reads("FILE", redis_file),
+    option("redis-key", "statecast", "the key that they share in it").reads("NAME", redis_key),
     option("save-every", "1s", "how often the document is saved at most; longer spares an SD card")
         .sets(Time(|config| &mut config.save_every)),
     option("heartbeat", "15s", "time between heartbeat events").sets(Time(|config| &mut config.heartbeat)),
@@ -74,6 +80,37 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .sets(Switch(|config| &mut config.lab)),
     option("verbose", "", "log publishes, too").sets(Switch(|config| &mut config.verbose)),
 ];
+
+#[cfg(feature = "redis")]
+fn redis(config: &mut Config, url: &str) -> Result<(), String> {
+    RedisUrl::new(url).map(|url| config.redis = Some(url))
+}
+
+#[cfg(feature = "redis")]
+fn redis_file(config: &mut Config, path: &str) -> Result<(), String> {
+    line_in(path, RedisUrl::new).map(|url| config.redis = Some(url))
+}
+
+#[cfg(feature = "redis")]
+fn redis_key(config: &mut Config, name: &str) -> Result<(), String> {
+    name.clone_into(&mut config.redis_key);
+    if name.is_empty() { Err("a name".to_owned()) } else { Ok(()) }
+}
+
+#[cfg(not(feature = "redis"))]
+fn no_redis(_: &mut Config, _: &str) -> Result<(), String> {
+    Err("left out: this program was built without the feature `redis`".to_owned())
+}
+
+#[cfg(not(feature = "redis"))]
+use no_redis as redis;
+#[cfg(not(feature = "redis"))]
+use no_redis as redis_file;
+
+#[cfg(not(feature = "redis"))]
+fn redis_key(config: &mut Config, name: &str) -> Result<(), String> {
+    if name == "statecast" { Ok(()) } else { no_redis(config, name) }
+}
 
 /// Reads the arguments of `statecast serve`, and the environment for what they do not set.
 pub(super) fn read(

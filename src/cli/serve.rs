@@ -64,10 +64,11 @@ fn serve_until_told(config: Config, tell: &Sender<Word>, told: &Receiver<Word>) 
     };
     let server = prepared?.listen()?;
     let text = format!(
-        "statecast listens on {}\n{}  document: {}\n{who}  clients:  {}\n",
+        "statecast listens on {}\n{}  document: {}\n{}{who}  clients:  {}\n",
         server.url(),
         network(server.address()),
         server.kept(),
+        server.shares(),
         server.capacity()
     );
     notify("READY=1");

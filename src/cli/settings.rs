@@ -82,7 +82,7 @@ pub(crate) enum Read<T> {
 
 impl<T> Setting<T> {
     fn is_secret(&self) -> bool {
-        matches!(self.value, "TOKEN" | "HEADER" | "PROXY")
+        matches!(self.value, "TOKEN" | "HEADER" | "PROXY" | "URL")
     }
 
     /// The name of its environment variable.
@@ -239,10 +239,18 @@ fn path(value: &OsStr) -> Result<PathBuf, String> {
     if value.is_empty() { Err("a path".to_owned()) } else { Ok(value.into()) }
 }
 
-/// The token in a file, without a byte order mark before it and one line end behind it.
+/// The token in a file.
 fn token_in(file: &OsStr) -> Result<Token, String> {
+    line_in(file, Token::new)
+}
+
+/// What is in a file, without a byte order mark before it and one line end behind it.
+pub(crate) fn line_in<T>(
+    file: impl AsRef<std::path::Path>,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, String> {
     let text = std::fs::read_to_string(file).map_err(|error| format!("a file that can be read: {error}"))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let line = text.strip_suffix('\n').unwrap_or(text);
-    Token::new(line.strip_suffix('\r').unwrap_or(line)).map_err(|right| format!("a file that holds {right}"))
+    read(line.strip_suffix('\r').unwrap_or(line)).map_err(|right| format!("a file that holds {right}"))
 }

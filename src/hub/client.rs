@@ -257,6 +257,23 @@ impl Client {
         drop(closed);
     }
 
+    /// Sets it back to a place that history knows, or to none, after what is published has become another. A live client
+    /// has what its fan-out thread had read. Says whether it was live, and whether it begins anew.
+    #[cfg(feature = "redis")]
+    pub fn set_back(&self, read: EventId, is_known: impl Fn(EventId) -> bool) -> (bool, bool) {
+        let mut stream = self.lock();
+        let was_live = self.is_live.swap(false, Ordering::SeqCst);
+        let Place::After(place) = stream.place else { return (was_live, false) };
+        let has = if was_live { place.max(read) } else { place };
+        let known = [has, place].into_iter().find(|place| is_known(*place));
+        stream.place = known.map_or(Place::Nowhere("restart"), Place::After);
+        if known.is_none() {
+            stream.written = None;
+        }
+        stream.acknowledged.1 = Instant::now();
+        (was_live, known.is_none())
+    }
+
     /// For how long the peer has acknowledged nothing, though something waits for it: the one rule of progress, whatever
     /// the limit. Zero for a wire that takes nothing on purpose.
     pub fn stuck_for(&self, now: Instant) -> Duration {

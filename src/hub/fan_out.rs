@@ -66,6 +66,8 @@ impl Hub {
 
     /// Writes what was published since the last pass to everybody it is for; says whether there is more.
     fn pass(&self, number: usize) -> bool {
+        #[cfg(feature = "redis")]
+        let _branch = self.hold_branch();
         let pass = {
             let state = self.lock();
             state.parts[number].next_pass(&state.history)
@@ -91,6 +93,8 @@ impl Hub {
 
     /// Sends a heartbeat to everybody. A client that blocks on it has everything up to the thread's place.
     fn beat(&self, number: usize) {
+        #[cfg(feature = "redis")]
+        let _branch = self.hold_branch();
         let chunk = Chunk::of_event(None, &EventName::HEARTBEAT, &now_ms().to_string());
         let (lists, read) = {
             let part = &self.lock().parts[number];

@@ -11,7 +11,12 @@ use serde_json::Value;
 
 use crate::document::{Patch, to_json};
 use crate::hub::chunk::Chunk;
+use crate::hub::draft::Judged;
+#[cfg(feature = "redis")]
+use crate::journal::Record;
 use crate::sse::event::{EventId, EventName, Topic};
+#[cfg(feature = "redis")]
+use crate::sse::parser::Parser;
 
 /// Whom an event is for: `None` are the subscribers of the whole document, `/events`.
 pub(crate) type Audience = Option<Topic>;
@@ -27,6 +32,14 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// The event that a draft has come to.
+    pub fn new(id: EventId, judged: &Judged) -> Entry {
+        match judged {
+            Judged::Update(patch) => Entry::update(id, patch),
+            Judged::OneOff(audience, name, data) => Entry::one_off(id, audience.clone(), name, data),
+        }
+    }
+
     /// A change of the document. Each topic sees its own part of the patch.
     pub fn update(id: EventId, patch: &Patch) -> Entry {
         let frame = |data: &str| Arc::new(Chunk::of_event(Some(id), &EventName::UPDATE, data));
@@ -53,6 +66,36 @@ impl Entry {
         let json = if data.is_json { data.text.clone() } else { text() };
         let whole = frame(&format!("{{\"{}\":{json}}}", topic.as_str()));
         Entry { id, frames: vec![(None, whole), (Some(topic), own)] }
+    }
+
+    /// The event as a record of the journal. A place has no more than its id.
+    #[cfg(feature = "redis")]
+    pub fn record(&self, before: EventId) -> Record {
+        let event = |chunk: &Chunk| Parser::new().next(&mut chunk.bytes(false)).ok().flatten();
+        let events: Vec<_> = self.frames.iter().filter_map(|(_, chunk)| event(chunk)).collect();
+        let [kind, topic, name, data] = match (&events[..], self.frames.get(1)) {
+            ([whole, ..], _) if whole.name == "update" => ["update", "", "", &whole.data],
+            ([whole, own], Some((Some(topic), _))) => {
+                let topic = topic.as_str();
+                let is_json = whole.data == format!("{{\"{topic}\":{}}}", own.data);
+                // Its line ends are as they were published in the one that has them escaped.
+                let text = serde_json::from_str(&whole.data)
+                    .ok()
+                    .and_then(|whole: Value| whole[topic].as_str().map(str::to_owned));
+                return Record {
+                    id: self.id,
+                    before,
+                    kind: if is_json { "json" } else { "text" }.into(),
+                    topic: topic.into(),
+                    name: own.name.clone(),
+                    data: if is_json { own.data.clone() } else { text.unwrap_or_default() },
+                };
+            }
+            ([alone, ..], _) => ["text", "", &alone.name, &alone.data],
+            ([], _) => ["document", "", "", ""],
+        }
+        .map(str::to_owned);
+        Record { id: self.id, before, kind, topic, name, data }
     }
 
     /// A place without an event: nobody sees it, and whoever gets the document then is at it.
@@ -131,6 +174,12 @@ impl History {
     /// The place behind everything.
     pub fn last_id(&self) -> EventId {
         self.entries.back().map_or(self.before, |entry| entry.id)
+    }
+
+    /// The place before the first entry.
+    #[cfg(feature = "redis")]
+    pub fn before(&self) -> EventId {
+        self.before
     }
 
     /// What the entries take of the bound.

@@ -7,8 +7,11 @@
 mod catch_up;
 mod chunk;
 pub mod client;
+pub mod draft;
 mod fan_out;
 pub mod history;
+#[cfg(feature = "redis")]
+mod shared;
 mod state;
 pub mod watch;
 
@@ -18,15 +21,20 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+#[cfg(feature = "redis")]
+use crossbeam_channel::Receiver;
 use crossbeam_channel::{Sender, bounded};
 use serde_json::Value;
 
 use crate::clock::{now_ms, random_between};
 use crate::config::Config;
-use crate::document::{Document, Patch, Refusal};
+use crate::document::{Document, Refusal};
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Arrival, Client, End, Place, Progress};
-use crate::hub::history::{Audience, Entry, EventData};
+use crate::hub::draft::{Draft, Judged};
+use crate::hub::history::Audience;
+#[cfg(feature = "redis")]
+use crate::hub::shared::Shared;
 use crate::hub::state::State;
 use crate::hub::watch::Watch;
 use crate::lock::lock;
@@ -55,6 +63,9 @@ pub(crate) struct Hub {
     /// Clients for the catch-up thread. Unbounded, because each is in it once.
     behind: Mutex<Vec<Option<Arc<Client>>>>,
     late: Sender<()>,
+    /// Where several servers share what is published.
+    #[cfg(feature = "redis")]
+    pub shared: Option<Shared>,
 }
 
 /// The hub's threads.
@@ -62,6 +73,9 @@ pub(crate) struct Hub {
 pub(crate) struct Threads {
     fan_out: Vec<JoinHandle<()>>,
     catch_up: Option<JoinHandle<()>>,
+    /// Ends the thread that follows the journal when it is dropped; and is told of its end.
+    #[cfg(feature = "redis")]
+    follow: Option<(Sender<()>, Receiver<()>)>,
 }
 
 impl Hub {
@@ -83,6 +97,8 @@ impl Hub {
         let state = State::new(document, random_part, &config);
         let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
         let (late, for_catch_up) = bounded(1);
+        #[cfg(feature = "redis")]
+        let shared = Shared::of(&config);
         let hub = Arc::new(Hub {
             seats: Seats::new(config.max_clients, config.max_clients_per_address),
             state: Mutex::new(state),
@@ -95,7 +111,11 @@ impl Hub {
             changed,
             behind: Mutex::default(),
             late,
+            #[cfg(feature = "redis")]
+            shared,
         });
+        #[cfg(feature = "redis")]
+        hub.begin_sharing()?;
         let mut threads = Threads::default();
         let start = || -> io::Result<()> {
             for (number, bell) in for_fan_out.into_iter().enumerate() {
@@ -103,7 +123,11 @@ impl Hub {
                 threads.fan_out.push(spawn("fan-out", move || hub.run_fan_out(number, &bell))?);
             }
             let hub = Arc::clone(&hub);
+            #[cfg(feature = "redis")]
+            let follower = Arc::clone(&hub);
             threads.catch_up = Some(spawn("catch-up", move || hub.run_catch_up(&for_catch_up))?);
+            #[cfg(feature = "redis")]
+            let () = threads.follow = follower.start_following()?;
             Ok(())
         };
         if let Err(error) = start() {
@@ -113,57 +137,50 @@ impl Hub {
         Ok((hub, threads))
     }
 
-    /// Changes the document by the patch that `make_patch` makes for it, and tells everybody. Returns before anybody
-    /// has been told. Waits while delivery is far behind.
-    pub fn write<E: From<Refusal>>(
-        &self,
-        make_patch: impl FnOnce(&Document) -> Result<Patch, E>,
-    ) -> Result<EventId, E> {
-        let id = self.publish("update", |document, id| {
-            let patch = make_patch(document)?;
-            let entry = Entry::update(id, &patch);
-            document.apply(patch, id);
-            Ok::<_, E>(entry)
-        })?;
-        self.changed.try_send(()).ok();
-        self.metrics.writes.add(1);
-        Ok(id)
-    }
-
-    /// Publishes an event that changes nothing. Returns and waits as `write` does.
-    pub fn send(&self, audience: Audience, name: &EventName, data: &EventData) -> Result<EventId, Refusal> {
-        let id = self
-            .publish("one-off event", |_, id| Ok::<_, Refusal>(Entry::one_off(id, audience, name, data)))?;
-        self.metrics.one_off_events.add(1);
-        Ok(id)
-    }
-
-    /// A hub that stops takes nothing more, or it would never be done.
-    fn publish<E: From<Refusal>>(
-        &self,
-        what: &str,
-        make_entry: impl FnOnce(&mut Document, EventId) -> Result<Entry, E>,
-    ) -> Result<EventId, E> {
+    /// Publishes what a draft comes to, and tells everybody. Returns before anybody has been told. Waits while delivery is
+    /// far behind. A hub that stops takes nothing more, or it would never be done.
+    pub fn publish(&self, draft: Draft) -> Result<EventId, Refusal> {
         let far_behind = |state: &mut State| state.unread_bytes() > UNREAD_BYTES && !state.stopping;
         let state = self.has_read.wait_while(self.lock(), far_behind);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         if state.stopping {
-            return Err(Refusal::Stopping.into());
+            return Err(Refusal::Stopping);
+        }
+        #[cfg(feature = "redis")]
+        if let Some(shared) = &self.shared {
+            drop(state);
+            return self.share(shared, draft);
         }
         let id = state.next_id();
-        let entry = make_entry(&mut state.document, id)?;
-        state.publish(entry);
+        let judged = draft.judge(&state.document)?;
+        let is_change = matches!(judged, Judged::Update(_));
+        state.apply(id, judged);
         drop(state);
         self.ring();
+        if is_change {
+            self.changed.try_send(()).ok();
+        }
+        self.count(id, is_change);
+        Ok(id)
+    }
+
+    fn count(&self, id: EventId, is_change: bool) {
+        let metrics = &self.metrics;
+        let (counter, what) =
+            if is_change { (&metrics.writes, "update") } else { (&metrics.one_off_events, "one-off event") };
+        counter.add(1);
         if self.config.verbose {
             self.log.line(|| format!("{what} {id}"));
         }
-        Ok(id)
     }
 
     /// Knows no id any more that was issued before, as after a restart: whoever resumes with one gets the document,
     /// `reason` `restart`. Clients that are connected notice nothing.
     pub fn forget_history(&self) {
+        #[cfg(feature = "redis")]
+        if self.shared.is_some() {
+            return self.lock().forget_alone();
+        }
         self.lock().forget();
         self.ring();
     }
@@ -181,6 +198,8 @@ impl Hub {
     /// Puts a client on the list and brings it up to date; `last_event_id` is what it said it has. Blocks for as long as
     /// a few writes to a socket that does not block.
     pub fn join(&self, audience: Audience, last_event_id: Option<EventId>, arrival: Arrival) {
+        #[cfg(feature = "redis")]
+        last_event_id.inspect(|id| self.reach(*id));
         let (client, stopping) = {
             // One lock for the place in history and the list: no gap, no double.
             let mut state = self.lock();
@@ -324,6 +343,8 @@ impl Threads {
     /// Delivers what was published, ends every stream with a time to come back, and waits for that until `deadline`.
     pub fn stop(self, hub: &Hub, deadline: Instant) {
         hub.begin_stop();
+        #[cfg(feature = "redis")]
+        let follow = self.follow.map(|(stop, ended)| (drop(stop), ended).1);
         hub.ring();
         for thread in self.fan_out {
             thread.join().ok();
@@ -340,6 +361,8 @@ impl Threads {
         hub.cut_all("the server stopped");
         hub.hand_over(None);
         self.catch_up.map(JoinHandle::join);
+        #[cfg(feature = "redis")]
+        follow.map(|ended| ended.recv_deadline(deadline));
     }
 }
 

@@ -8,8 +8,11 @@ use crate::config::Config;
 use crate::document::Document;
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Client, Place};
+use crate::hub::draft::Judged;
 use crate::hub::fan_out::{List, Part};
 use crate::hub::history::{Audience, Entry, History};
+#[cfg(feature = "redis")]
+use crate::hub::shared::Loading;
 use crate::sse::event::{EventId, EventName};
 
 pub(super) struct State {
@@ -24,7 +27,12 @@ pub(super) struct State {
     /// One for each fan-out thread. A client is in one of them for as long as it is there.
     pub parts: Vec<Part>,
     /// What was published, in all.
-    published_bytes: u64,
+    pub published_bytes: u64,
+    /// The last record of the document in the journal, and what had been published by then.
+    #[cfg(feature = "redis")]
+    pub document_at: EventId,
+    #[cfg(feature = "redis")]
+    pub document_bytes: u64,
     pub last_client: u64,
     pub stopping: bool,
 }
@@ -41,6 +49,10 @@ impl State {
             inits: HashMap::new(),
             parts: (0..config.fan_out_threads()).map(|_| Part::new(start)).collect(),
             published_bytes: 0,
+            #[cfg(feature = "redis")]
+            document_at: start,
+            #[cfg(feature = "redis")]
+            document_bytes: 0,
             last_client: 0,
             stopping: false,
         }
@@ -49,6 +61,15 @@ impl State {
     /// The id of what is published next.
     pub fn next_id(&self) -> EventId {
         self.history.last_id().next(now_ms(), self.random_part)
+    }
+
+    /// Makes an event of what a draft has come to.
+    pub fn apply(&mut self, id: EventId, judged: Judged) {
+        let entry = Entry::new(id, &judged);
+        if let Judged::Update(patch) = judged {
+            self.document.apply(patch, id);
+        }
+        self.publish(entry);
     }
 
     /// Appends to history. The fan-out threads are to be told.
@@ -75,6 +96,33 @@ impl State {
         // A place of its own: the id of the last event is one of those that are not known any more.
         self.start = self.next_id();
         self.publish(Entry::place(self.start));
+    }
+
+    /// Knows no id any more that was issued before, where history is not for this server alone to add to.
+    #[cfg(feature = "redis")]
+    pub fn forget_alone(&mut self) {
+        self.start = self.history.last_id().next(0, 0);
+    }
+
+    /// Takes another document and another history, and returns each client with the place that its thread had read.
+    #[cfg(feature = "redis")]
+    pub fn replace(&mut self, loaded: Loading) -> Vec<(EventId, Arc<Client>)> {
+        let of_part = |part: &Part| -> Vec<_> {
+            let clients = part.lists().into_iter().flat_map(|list| list.to_vec());
+            clients.map(|client| (part.read, client)).collect()
+        };
+        let clients = self.parts.iter().flat_map(of_part).collect();
+        self.start = loaded.history.before();
+        self.document = loaded.document.expect("what has no document is not loaded");
+        self.history = loaded.history;
+        self.inits.clear();
+        self.document_at = loaded.document_at;
+        self.published_bytes += loaded.since_document;
+        self.document_bytes = self.published_bytes - loaded.since_document;
+        for part in &mut self.parts {
+            (part.read, part.read_bytes) = (self.history.last_id(), self.published_bytes);
+        }
+        clients
     }
 
     /// Where a client starts that says it has everything up to an id.

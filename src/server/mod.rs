@@ -212,6 +212,15 @@ impl Server {
         &self.kept
     }
 
+    /// The line of the start that says what it shares, if it shares anything.
+    #[cfg(feature = "cli")]
+    pub(crate) fn shares(&self) -> String {
+        #[cfg(feature = "redis")]
+        return self.hub.shares();
+        #[cfg(not(feature = "redis"))]
+        String::new()
+    }
+
     /// What the document is saved by, if by anything.
     #[cfg(feature = "cli")]
     pub(crate) fn saver(&self) -> Option<Saver> {

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::config::Config;
-use crate::document;
+use crate::document::{self, Change};
 use crate::http::{Answer, Call, Exchange, MERGE_PATCH, Method};
 use crate::hub::Hub;
 use crate::hub::client::{Arrival, Until};
+use crate::hub::draft::{Draft, tag};
 use crate::hub::history::{Audience, EventData};
 use crate::lock::lock;
 use crate::seats::Seat;
@@ -94,6 +95,10 @@ impl Site {
             (Route::Health, Get | Head) if self.is_failing.load(Ordering::Relaxed) => {
                 return Err(Answer::refusal(503, "the document cannot be saved; the log says why"));
             }
+            #[cfg(feature = "redis")]
+            (Route::Health, Get | Head) if call.parameter("ready").is_some() && !hub.is_ready() => {
+                return Err(Answer::refusal(503, "Redis is lost, and what is served here grows old"));
+            }
             (Route::Health, Get | Head) => Answer::text("text/plain", "ok\n".into()),
             (Route::Metrics, Get | Head) => {
                 let (clients, history) = hub.size();
@@ -146,6 +151,8 @@ impl Site {
 
     /// The document, or one topic, as it is.
     fn state(&self, topic: Option<&Topic>, call: &Call) -> Result<Answer, Answer> {
+        #[cfg(feature = "redis")]
+        last_event_id(call).inspect(|id| self.hub.reach(*id));
         // Asked first: a document that the client has need not be written out.
         let changed = self.hub.read(|document| document.changed(topic)).ok_or_else(document::absent)?;
         let known = answers::given(Answer::empty(200).with("ETag", tag(changed)), &call.conditions);
@@ -162,22 +169,14 @@ impl Site {
         /// At which 64 bodies at once are no great matter.
         const LARGE_BODY: usize = 16 << 10;
         let _one_at_a_time = (body.len() > LARGE_BODY).then(|| lock(&self.large_bodies));
-        let is_delete = call.method == Method::Delete;
-        let mut value =
-            if is_delete { None } else { Some(document::parse(body, self.config.max_document_bytes)?) };
-        let id = self.hub.write(|document| {
-            if call.conditions.are_any() {
-                let tag = document.changed(topic).map(tag);
-                call.conditions.judge_write(tag.as_deref()).map_err(answers::failed)?;
-            }
-            let patch = match value.take() {
-                None => document.delete(topic),
-                Some(value) if call.method == Method::Put => document.put(topic, value),
-                Some(value) => document.patch(topic, value),
-            };
-            patch.map_err(Answer::from)
-        })?;
-        Ok(answers::published(id))
+        let parse = || document::parse(body, self.config.max_document_bytes);
+        let change = match call.method {
+            Method::Delete => Change::Delete,
+            Method::Put => Change::Put(parse()?),
+            _ => Change::Patch(parse()?),
+        };
+        let draft = Draft::Change(topic.cloned(), change, call.conditions.clone());
+        Ok(answers::published(self.hub.publish(draft)?))
     }
 
     /// Publishes a one-off event: JSON if the request says so, else text.
@@ -196,7 +195,7 @@ impl Site {
             Answer::refusal(400, text)
         })?;
         let data = EventData { text, is_json: call.is_json };
-        Ok(answers::published(self.hub.send(audience, &name, &data)?))
+        Ok(answers::published(self.hub.publish(Draft::OneOff(audience, name, data))?))
     }
 
     fn open_stream(
@@ -209,12 +208,7 @@ impl Site {
         /// Of what a client says of itself. It is kept for as long as the client is there.
         const MAX_SAID: usize = 256;
         let call = exchange.call();
-        let header = call.last_event_id.as_deref().filter(|id| !id.is_empty());
-        // A browser's own reconnect sends the header, and it is newer than the query its page was made with.
-        let last_event_id = header
-            .or_else(|| call.parameter("lastEventId"))
-            .or_else(|| call.parameter("last_event_id"))
-            .and_then(|id| id.parse::<EventId>().ok());
+        let last_event_id = last_event_id(call);
         // Headers are ASCII: any place is one between letters.
         let said =
             |text: &Option<String>| text.as_deref().map(|text| text[..text.len().min(MAX_SAID)].to_owned());
@@ -230,9 +224,12 @@ impl Site {
     }
 }
 
-/// The `ETag` of what changed last with this id.
-fn tag(id: EventId) -> String {
-    format!("\"{id}\"")
+/// What a client says that it has.
+fn last_event_id(call: &Call) -> Option<EventId> {
+    let header = call.last_event_id.as_deref().filter(|id| !id.is_empty());
+    // A browser's own reconnect sends the header, and it is newer than the query its page was made with.
+    let text = header.or_else(|| call.parameter("lastEventId")).or_else(|| call.parameter("last_event_id"));
+    text.and_then(|id| id.parse().ok())
 }
 
 /// Refuses a body that would be taken for something else.

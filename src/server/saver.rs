@@ -62,6 +62,8 @@ impl Saver {
     ) -> io::Result<Saver> {
         // What was read at the start need not be saved.
         let saved = hub.read(Document::last_change);
+        #[cfg(feature = "redis")]
+        let saved = if hub.shared.is_some() { EventId::NONE } else { saved };
         let state = Mutex::new(Save { saved, fault: None, stop_by: None, has_ended: false });
         let named = file.named().to_owned();
         let shared =

@@ -52,6 +52,30 @@ impl EventId {
     }
 }
 
+#[cfg(feature = "redis")]
+impl EventId {
+    /// Before every other.
+    pub(crate) const NONE: EventId = EventId { ms: 0, sequence: 0 };
+
+    /// The id after this one, where several servers issue ids: two that do so at once issue different ones.
+    ///
+    /// A random part of a server's own would not do: where a clock is ahead, all of them count on from one id.
+    pub(crate) fn next_of_many(self, now_ms: u64) -> EventId {
+        let part = random_between(0, 999_999);
+        if now_ms > self.ms {
+            EventId { ms: now_ms, sequence: part }
+        } else {
+            EventId { ms: self.ms, sequence: self.sequence + 1 + part }
+        }
+    }
+
+    /// Whether other ids can follow for as long as anybody cares.
+    pub(crate) fn leaves_room(self) -> bool {
+        const YEAR_10000: u64 = 253_402_300_800_000;
+        self.ms < YEAR_10000 && self.sequence < 1 << 62
+    }
+}
+
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.ms, self.sequence)
@@ -137,6 +161,12 @@ impl EventName {
 
     /// The server's own names, and the two that an `EventSource` dispatches by itself.
     const RESERVED: [&str; 6] = ["hello", "init", "update", "heartbeat", "open", "error"];
+
+    /// The name.
+    #[cfg(feature = "redis")]
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
 
     /// The name of an event that somebody publishes.
     ///
