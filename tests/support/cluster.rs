@@ -64,10 +64,10 @@ impl Node {
     }
 
     /// The end of its log, for the message of what does not come.
-    fn last_lines(&self) -> String {
+    pub fn last_lines(&self) -> String {
         let log = self.log.lock().expect("nobody panics");
         let lines: Vec<&str> =
-            log.lines().rev().filter(|line| !line.contains(" was refused: ")).take(20).collect();
+            log.lines().rev().filter(|line| !line.contains(" was refused: ")).take(40).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
