@@ -352,12 +352,16 @@ impl Document {
         Ok(document)
     }
 
+    /// Whether two documents have the same value.
+    #[cfg(feature = "redis")]
+    pub fn has_value_of(&self, other: &Document) -> bool {
+        is_same(&self.whole, &other.whole)
+    }
+
     /// Whether two documents are the same, as are the ids of their changes.
     #[cfg(feature = "redis")]
     pub fn is_same(&self, other: &Document) -> bool {
-        self.last_change == other.last_change
-            && self.changed == other.changed
-            && is_same(&self.whole, &other.whole)
+        self.last_change == other.last_change && self.changed == other.changed && self.has_value_of(other)
     }
 
     /// The id of the document's last change.

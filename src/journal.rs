@@ -63,6 +63,8 @@ pub(crate) struct Record {
 pub(crate) enum Fault {
     /// The connection failed: what was asked for is done, or not.
     Lost(String),
+    /// There was no answer in time: the same, and nobody should wait again.
+    Silent,
     /// Redis did not do what it was asked for.
     Refused(String),
     /// There is a record of somebody else: its id, and what is wrong with it.
@@ -91,7 +93,10 @@ impl Journal {
             connection.set_write_timeout(Some(DEADLINE))?;
             Ok(connection)
         };
-        let connection = connect().map_err(|error| Fault::of(&error))?;
+        let connection = connect().map_err(|error| match Fault::of(&error) {
+            Fault::Refused(why) => Fault::Lost(why),
+            fault => fault,
+        })?;
         Ok(Connection { connection, key: self.key.clone() })
     }
 }
@@ -110,7 +115,7 @@ impl Connection {
         for Record { id, before, kind, topic, name, data } in records {
             command.arg(id.to_string()).arg(before.to_string()).arg(kind).arg(topic).arg(name).arg(data);
         }
-        match self.call(&command)? {
+        match command.query(&mut self.connection).map_err(|error| Fault::of(&error))? {
             Value::Int(_) => Ok(Appended::Done),
             came => Ok(Appended::Conflict(records_of(came)?)),
         }
@@ -149,8 +154,12 @@ impl Connection {
         }
     }
 
+    /// Reads. A refusal to read is as good as no connection.
     fn call(&mut self, command: &Cmd) -> Result<Value, Fault> {
-        command.query(&mut self.connection).map_err(|error| Fault::of(&error))
+        command.query(&mut self.connection).map_err(|error| match Fault::of(&error) {
+            Fault::Refused(why) => Fault::Lost(why),
+            fault => fault,
+        })
     }
 }
 
@@ -199,6 +208,15 @@ fn record_of(text: &str, fields: Vec<Value>) -> Result<Record, Fault> {
 }
 
 impl Fault {
+    /// Why it is so, in words.
+    pub fn text(&self) -> String {
+        match self {
+            Fault::Silent => "no answer within 2 s".to_owned(),
+            Fault::Lost(why) | Fault::Refused(why) => why.clone(),
+            Fault::Foreign(id, why) => format!("record {id} is none of ours: {why}"),
+        }
+    }
+
     fn not_redis() -> Fault {
         Fault::Lost("no Redis answers there".to_owned())
     }
@@ -206,16 +224,22 @@ impl Fault {
     /// In our words: the crate's have the address and more in them, and say of another server that a type is incompatible.
     fn of(error: &RedisError) -> Fault {
         let said = || error.to_string();
+        match error.code() {
+            Some("NOAUTH" | "WRONGPASS") => {
+                return Fault::Refused("Redis wants another name or password".to_owned());
+            }
+            Some("WRONGTYPE") => {
+                return Fault::Refused("the key holds something else than a stream".to_owned());
+            }
+            _ => {}
+        }
         match error.kind() {
-            ErrorKind::Io if error.is_timeout() => Fault::Lost("no answer within 2 s".to_owned()),
+            ErrorKind::Io if error.is_timeout() => Fault::Silent,
             ErrorKind::Io => Fault::Lost(said()),
             ErrorKind::AuthenticationFailed => {
                 Fault::Refused("Redis wants another name or password".to_owned())
             }
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Fault::not_redis(),
-            _ if error.code() == Some("WRONGTYPE") => {
-                Fault::Refused("the key holds something else than a stream".to_owned())
-            }
             ErrorKind::Server(ServerErrorKind::ExecAbort) | ErrorKind::Client => Fault::Lost(said()),
             _ => Fault::Refused(said()),
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, io::tcp::TcpSettings};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, io::tcp::TcpSettings};
 
 /// The URL of a Redis: `redis://host:port`, `redis+unix:///path` or, with the feature `tls`, `rediss://host:port`; with a
 /// password as in `redis://:password@host`. Neither `Debug` nor an error shows it.
@@ -24,7 +24,11 @@ impl RedisUrl {
             }
             Some(Ok(info)) => {
                 // A command waits for nothing that would make its packet fuller.
-                Ok(RedisUrl(info.set_tcp_settings(TcpSettings::default().set_nodelay(true))))
+                let tcp = TcpSettings::default().set_nodelay(true);
+                let redis = info.redis_settings().clone();
+                // The older protocol says the same, and every Redis speaks it.
+                let redis = redis.set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
+                Ok(RedisUrl(info.set_tcp_settings(tcp).set_redis_settings(redis)))
             }
             _ => Err("redis://HOST:PORT or redis+unix:///PATH, with a password redis://:PASSWORD@HOST:PORT"
                 .to_owned()),

@@ -11,7 +11,7 @@ pub mod draft;
 mod fan_out;
 pub mod history;
 #[cfg(feature = "redis")]
-mod shared;
+pub mod shared;
 mod state;
 pub mod watch;
 
@@ -34,7 +34,7 @@ use crate::hub::client::{Arrival, Client, End, Place, Progress};
 use crate::hub::draft::{Draft, Judged};
 use crate::hub::history::Audience;
 #[cfg(feature = "redis")]
-use crate::hub::shared::Shared;
+use crate::hub::shared::{Opened, Shared};
 use crate::hub::state::State;
 use crate::hub::watch::Watch;
 use crate::lock::lock;
@@ -87,6 +87,7 @@ impl Hub {
     pub fn start(
         config: Config,
         saved: Value,
+        #[cfg(feature = "redis")] opened: Option<Opened>,
         log: Log,
         changed: Sender<()>,
     ) -> io::Result<(Arc<Hub>, Threads)> {
@@ -94,11 +95,12 @@ impl Hub {
         let start = EventId::first(now_ms(), random_part);
         let document = Document::saved(start, config.max_document_bytes, saved)
             .map_err(|refusal| io::Error::new(ErrorKind::InvalidData, refusal))?;
-        let state = State::new(document, random_part, &config);
+        #[cfg_attr(not(feature = "redis"), allow(unused_mut, reason = "alone it stays as it is"))]
+        let mut state = State::new(document, random_part, &config);
+        #[cfg(feature = "redis")]
+        let shared = opened.map(|opened| state.begin_with(opened));
         let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
         let (late, for_catch_up) = bounded(1);
-        #[cfg(feature = "redis")]
-        let shared = Shared::of(&config);
         let hub = Arc::new(Hub {
             seats: Seats::new(config.max_clients, config.max_clients_per_address),
             state: Mutex::new(state),
@@ -114,8 +116,6 @@ impl Hub {
             #[cfg(feature = "redis")]
             shared,
         });
-        #[cfg(feature = "redis")]
-        hub.begin_sharing()?;
         let mut threads = Threads::default();
         let start = || -> io::Result<()> {
             for (number, bell) in for_fan_out.into_iter().enumerate() {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::clock::now_ms;
+#[cfg(feature = "redis")]
+use crate::clock::random_between;
 use crate::config::Config;
 use crate::document::Document;
 use crate::hub::chunk::Chunk;
@@ -12,7 +14,7 @@ use crate::hub::draft::Judged;
 use crate::hub::fan_out::{List, Part};
 use crate::hub::history::{Audience, Entry, History};
 #[cfg(feature = "redis")]
-use crate::hub::shared::Loading;
+use crate::hub::shared::{Loaded, Opened, Shared};
 use crate::sse::event::{EventId, EventName};
 
 pub(super) struct State {
@@ -104,21 +106,28 @@ impl State {
         self.start = self.history.last_id().next(0, 0);
     }
 
+    /// Begins with what a journal has. Its clients have numbers that no other server's have.
+    #[cfg(feature = "redis")]
+    pub fn begin_with(&mut self, opened: Opened) -> Shared {
+        self.replace(opened.loaded);
+        self.last_client = random_between(1, 999_999_999) * 1_000_000;
+        opened.shared
+    }
+
     /// Takes another document and another history, and returns each client with the place that its thread had read.
     #[cfg(feature = "redis")]
-    pub fn replace(&mut self, loaded: Loading) -> Vec<(EventId, Arc<Client>)> {
+    pub fn replace(&mut self, loaded: Loaded) -> Vec<(EventId, Arc<Client>)> {
         let of_part = |part: &Part| -> Vec<_> {
             let clients = part.lists().into_iter().flat_map(|list| list.to_vec());
             clients.map(|client| (part.read, client)).collect()
         };
         let clients = self.parts.iter().flat_map(of_part).collect();
         self.start = loaded.history.before();
-        self.document = loaded.document.expect("what has no document is not loaded");
-        self.history = loaded.history;
+        (self.document, self.history) = (loaded.document, loaded.history);
         self.inits.clear();
         self.document_at = loaded.document_at;
-        self.published_bytes += loaded.since_document;
-        self.document_bytes = self.published_bytes - loaded.since_document;
+        self.document_bytes = self.published_bytes;
+        self.published_bytes += loaded.bytes_after;
         for part in &mut self.parts {
             (part.read, part.read_bytes) = (self.history.last_id(), self.published_bytes);
         }

@@ -24,6 +24,8 @@ use serde_json::{Map, Value};
 
 use crate::config::{Config, UNACKNOWLEDGED};
 use crate::http::{self, Exchange, Limits, Listener};
+#[cfg(feature = "redis")]
+use crate::hub::shared::{Opened, open};
 use crate::hub::{Hub, Threads};
 use crate::log::Log;
 use crate::server::capacity::Capacity;
@@ -75,6 +77,8 @@ pub(crate) struct Prepared {
     pages: Pages,
     document: Value,
     file: Option<KeptFile>,
+    #[cfg(feature = "redis")]
+    opened: Option<Opened>,
 }
 
 impl Server {
@@ -96,7 +100,17 @@ impl Server {
             Some((file, document)) => (Some(file), document),
             None => (None, Value::Object(Map::new())),
         };
-        Ok(Prepared { config, log, pages, document, file })
+        #[cfg(feature = "redis")]
+        let opened = open(&config, &document, &log).map_err(|error| of_document(&config, error))?;
+        Ok(Prepared {
+            config,
+            log,
+            pages,
+            document,
+            file,
+            #[cfg(feature = "redis")]
+            opened,
+        })
     }
 }
 
@@ -108,17 +122,19 @@ pub(crate) fn own_process() {
 
 impl Prepared {
     pub fn listen(self) -> io::Result<Server> {
-        let Prepared { mut config, log, pages, document, file } = self;
+        let Prepared { mut config, log, pages, document, file, .. } = self;
         let capacity = Capacity::find(config.max_clients);
         config.max_clients = capacity.clients;
         let (ring_changed, changed) = bounded(1);
-        let started = Hub::start(config.clone(), document, log.clone(), ring_changed.clone());
-        let (hub, threads) = started.map_err(|error| match &config.document {
-            Some(path) if error.kind() == io::ErrorKind::InvalidData => {
-                kept_file::about(path, error.kind(), &error.to_string())
-            }
-            _ => error,
-        })?;
+        let started = Hub::start(
+            config.clone(),
+            document,
+            #[cfg(feature = "redis")]
+            self.opened,
+            log.clone(),
+            ring_changed.clone(),
+        );
+        let (hub, threads) = started.map_err(|error| of_document(&config, error))?;
         let kept = file.as_ref().map_or_else(
             || "empty, and forgotten at the end; --document FILE keeps it".to_owned(),
             KeptFile::describe,
@@ -148,6 +164,16 @@ impl Prepared {
         server.address = listener.address();
         server.listener = Mutex::new(Some(listener));
         Ok(server)
+    }
+}
+
+/// The error, with the file's name if it is about what the file holds.
+fn of_document(config: &Config, error: io::Error) -> io::Error {
+    match &config.document {
+        Some(path) if error.kind() == io::ErrorKind::InvalidData => {
+            kept_file::about(path, error.kind(), &error.to_string())
+        }
+        _ => error,
     }
 }
 
