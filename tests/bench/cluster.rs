@@ -2,7 +2,8 @@
 //!
 //! `soak` runs it as `cluster`. A round is a cluster of its own. In every other one Redis forgets nothing that only one
 //! server has: there, whatever was answered must come to everybody once, and nobody may have to begin anew. In the
-//! others writes may be lost as the README says, and what must be is that all servers and all streams end alike.
+//! others writes may be lost as the README says, and history is so short that whoever was away may begin anew; what must
+//! be is that all servers and all streams end alike.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,7 +92,8 @@ pub fn run(seconds: u64, seed: u64) {
 fn round_of(time: Duration, seed: u64, may_lose: bool, counts: &mut BTreeMap<String, u64>) {
     println!("a round with seed {seed}{}", if may_lose { ", in which writes may be lost" } else { "" });
     let mut rng = Rng(seed);
-    let mut cluster = Cluster::start_on(Redis::start(), 3, &["--history", "512K"]);
+    let history = ["--history", if may_lose { "256K" } else { "16M" }];
+    let mut cluster = Cluster::start_on(Redis::start(), 3, &history);
     let servers = cluster.addresses();
     let turned = |by: usize| [&servers[by % 3..], &servers[..by % 3]].concat();
     let followers: Vec<Follower> = (0..8).map(|by| Follower::start(&turned(by), "/events")).collect();
@@ -108,7 +110,7 @@ fn round_of(time: Duration, seed: u64, may_lose: bool, counts: &mut BTreeMap<Str
             let fault = if may_lose && rng.one_in(2) { rng.of(LOSING) } else { rng.of(KEEPING) };
             *counts.entry(format!("{fault:?}")).or_default() += 1;
             println!("{:>8.1} s: {fault:?}", begin.elapsed().as_secs_f64());
-            cluster.suffer(fault, &load, &followers, &mut rng);
+            cluster.suffer(fault, &history, &load, &followers, &mut rng);
             cluster.recovers();
             if rng.one_in(2) {
                 followers[rng.index(followers.len())].hop();
@@ -192,7 +194,7 @@ impl Cluster {
         }
     }
 
-    fn suffer(&mut self, fault: Fault, load: &Load, followers: &[Follower], rng: &mut Rng) {
+    fn suffer(&mut self, fault: Fault, options: &[&str], load: &Load, followers: &[Follower], rng: &mut Rng) {
         let which = rng.index(self.nodes.len());
         let pause = |rng: &mut Rng, most: u64| sleep(Duration::from_millis(rng.below(most)));
         match fault {
@@ -205,7 +207,7 @@ impl Cluster {
                     node.stop();
                 }
                 pause(rng, 500);
-                self.nodes.insert(which, Node::start_at(address, &url, &["--history", "512K"]));
+                self.nodes.insert(which, Node::start_at(address, &url, options));
             }
             Fault::FreezeServer => {
                 signal(&self.nodes[which].binary.child, "STOP");
