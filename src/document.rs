@@ -320,10 +320,9 @@ impl Document {
     /// The document as JSON; and the id of each topic's last change, with the document's own under an empty name.
     #[cfg(feature = "redis")]
     pub fn record(&self) -> (String, String) {
-        let mut changed: Map<String, Value> =
-            self.changed.iter().map(|(topic, id)| (topic.clone(), id.to_string().into())).collect();
-        changed.insert(String::new(), self.last_change.to_string().into());
-        (self.json(), to_json(&Value::Object(changed)))
+        let id_of =
+            |(topic, id): (Option<&str>, EventId)| (topic.unwrap_or("").to_owned(), id.to_string().into());
+        (self.json(), to_json(&Value::Object(self.changes().map(id_of).collect())))
     }
 
     /// A document of such a record, which may be larger than this one may get.
@@ -372,6 +371,23 @@ impl Document {
     /// The id of the last change of the document or one topic; `None` for an absent topic.
     pub fn changed(&self, topic: Option<&Topic>) -> Option<EventId> {
         topic.map_or(Some(self.last_change), |topic| self.changed.get(topic.as_str()).copied())
+    }
+
+    /// The ids of the last change of the document, `None`, and of each topic.
+    pub fn changes(&self) -> impl Iterator<Item = (Option<&str>, EventId)> {
+        let topics = self.whole.as_object().into_iter().flat_map(Map::keys);
+        let of_topic = |topic| Some((Some(String::as_str(topic)), *self.changed.get(topic)?));
+        std::iter::once((None, self.last_change)).chain(topics.filter_map(of_topic))
+    }
+
+    /// Takes over those ids from an earlier server with the same document.
+    pub fn take_changes<'a>(&mut self, changes: impl Iterator<Item = (Option<&'a str>, EventId)>) {
+        for (topic, id) in changes {
+            let known = topic.map_or(Some(&mut self.last_change), |topic| self.changed.get_mut(topic));
+            if let Some(known) = known {
+                *known = id;
+            }
+        }
     }
 
     /// The whole document as JSON.

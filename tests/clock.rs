@@ -8,6 +8,7 @@
 mod clock;
 mod support;
 
+use std::fs;
 use std::io::Write;
 
 use clock::Clock;
@@ -74,6 +75,61 @@ fn ids_rise_and_stay_known_while_the_clock_is_set_from_1970_to_now_and_back() {
     assert!(ids[ids.len() - 1].to_string().starts_with("1767225601000-"), "{ids:?}");
     for id in ids {
         assert_eq!(resume_after(&server, &id.to_string()), "replay", "{id}");
+    }
+}
+
+#[test]
+#[ignore = "needs faketime: tests/all installs it"]
+fn a_planned_restart_costs_nobody_his_place_whatever_the_clock_says_after_it() {
+    let folder = Folder::new("clock");
+    let options = ["--document", &folder.file("document.json")];
+    let clock = Clock::at("2026-01-01 00:00:00");
+    let mut ids = Vec::new();
+    // A board without a clock boots in 1970; another one comes back from a future that it was told of.
+    for time in ["1970-01-01 00:00:00", "2100-01-01 00:00:00", "2026-01-01 00:00:01", "1969-01-01 00:00:00"] {
+        let server = clock.start(&options);
+        if ids.is_empty() {
+            ids.push(Stream::open(server.address, "/events").next_named("init").id());
+        }
+        ids.push(put(server.address, "/state/a", "1"));
+        for id in &ids {
+            assert_eq!(resume_after(&server, &id.to_string()), "replay", "{time}: {id}");
+        }
+        ids.push(Stream::open(server.address, "/events").next_named("init").id());
+        ids.push(post(server.address, "/events", "hi"));
+        assert!(ids.is_sorted_by_key(|id| *id), "{ids:?}");
+        server.signal("TERM");
+        let (code, log) = server.wait();
+        assert!(code == Some(0) && !log.contains("history"), "{time}: {log}");
+        clock.set(time);
+    }
+}
+
+#[test]
+#[ignore = "needs faketime: tests/all installs it"]
+fn ids_of_a_server_that_crashed_are_not_known_when_the_clock_was_set_back_to_the_stop_before_it() {
+    let folder = Folder::new("crashed");
+    let (file, history) = (folder.file("document.json"), folder.file("document.json.history"));
+    let clock = Clock::at("2026-01-01 00:00:00");
+    let server = clock.start(&["--document", &file]);
+    let known = Stream::open(server.address, "/events").next_named("init").id.unwrap();
+    put(server.address, "/state/a", "1");
+    server.signal("TERM");
+    server.wait();
+    let stopped = fs::read(&history).unwrap();
+    let lost: Vec<String> = {
+        let server = clock.start(&["--document", &file]);
+        (0..20).map(|_| post(server.address, "/events", "hi").to_string()).collect()
+    };
+    // As if a power cut had brought it back.
+    fs::write(&history, stopped).unwrap();
+    let server = clock.start(&["--document", &file]);
+    for _ in 0..20 {
+        post(server.address, "/events", "hi");
+    }
+    assert_eq!(resume_after(&server, &known), "replay");
+    for id in lost {
+        assert_eq!(resume_after(&server, &id), "init", "{id}");
     }
 }
 

@@ -109,9 +109,9 @@ tests_in_browsers! {
     // Firefox reads on by itself.
     slow_reader_delays_nobody_and_gets_the_document_when_it_reads_again: chromium;
     restart_the_new_server_sends_everything_because_it_cannot_know_what_was_missed: chromium, firefox;
-    on_a_desk_each_step_its_button_and_what_it_does_are_on_the_screen_together: chromium;
-    on_a_telephone_each_step_its_button_and_what_it_does_are_on_the_screen_together: chromium;
-    the_keyboard_alone_gets_through_the_tour: chromium;
+    on_a_desk_each_step_its_button_and_what_it_does_are_on_the_screen_together: chromium, firefox;
+    on_a_telephone_each_step_its_button_and_what_it_does_are_on_the_screen_together: chromium, firefox;
+    the_keyboard_alone_gets_through_the_tour: chromium, firefox;
     a_link_leads_to_a_step_and_a_reader_is_told_what_was_seen: chromium, firefox;
     without_a_lab_the_steps_that_need_one_give_the_command_to_copy: chromium, firefox;
     every_command_has_a_button_that_copies_it: chromium, firefox;
@@ -119,7 +119,7 @@ tests_in_browsers! {
     one_token_reads_and_writes_and_the_console_knows_of_no_refusal: chromium, firefox;
     a_page_that_may_read_asks_for_a_token_before_it_publishes_and_not_before: chromium, firefox;
     without_javascript_the_page_says_so_at_the_top_and_shows_nothing_that_is_dead: chromium;
-    on_a_telephone_end_is_in_sight_and_a_line_of_the_wire_is_explained_above_the_lines: chromium;
+    on_a_telephone_end_is_in_sight_and_a_line_of_the_wire_is_explained_above_the_lines: chromium, firefox;
 }
 
 fn connect_one_answer_brings_retry_hello_and_the_document_and_stays_open(browser: &str) {

@@ -5,7 +5,7 @@
 //! changes a socket is done through a copy of the descriptor, compared first. What only asks is asked of the number,
 //! and counts if the number has the right cookie afterwards: a socket that gave its number away never gets it back.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io;
@@ -87,8 +87,9 @@ struct Known {
     two_open: Vec<Identity>,
     /// For each descriptor, the cookie of the stream that owns it, or 0.
     owners: Vec<u64>,
-    /// Those of them that no stream owns: the only ones that are looked at.
-    others: BTreeSet<RawFd>,
+    /// Those of them that no stream owns, sorted: the only ones that are looked at. One block, because the many small
+    /// ones of a set would keep a page each of what a crowd has left.
+    others: Vec<RawFd>,
     /// The highest descriptor that was open when all were looked at last.
     highest: RawFd,
 }
@@ -240,7 +241,7 @@ impl Known {
         self.by_peer = HashMap::new();
         let (descriptors, beyond) = match reach {
             Reach::Everywhere => (open_descriptors(), RawFd::MAX),
-            _ => (self.others.iter().copied().collect(), self.owners.len() as RawFd),
+            _ => (self.others.clone(), self.owners.len() as RawFd),
         };
         if reach == Reach::Everywhere {
             self.highest = 0;
@@ -292,10 +293,10 @@ impl Known {
         self.others.extend(new.clone());
         self.owners.extend(new.map(|_| 0));
         self.owners[descriptor as usize] = cookie;
-        if cookie == 0 {
-            self.others.insert(descriptor);
-        } else {
-            self.others.remove(&descriptor);
+        match self.others.binary_search(&descriptor) {
+            Err(place) if cookie == 0 => self.others.insert(place, descriptor),
+            Ok(place) if cookie != 0 => drop(self.others.remove(place)),
+            _ => {}
         }
     }
 }

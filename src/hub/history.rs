@@ -28,7 +28,7 @@ const PASS_BYTES: usize = 64 << 10;
 pub(crate) struct Entry {
     pub id: EventId,
     /// In the order of the audiences: `/events` first, if it sees the event.
-    frames: Vec<(Audience, Arc<Chunk>)>,
+    pub(super) frames: Vec<(Audience, Arc<Chunk>)>,
 }
 
 impl Entry {
@@ -163,7 +163,7 @@ pub(crate) struct History {
     /// The place before the first entry: the last one that was evicted, or the server's start.
     before: EventId,
     size: usize,
-    max_size: usize,
+    pub(super) max_size: usize,
 }
 
 impl History {
@@ -176,9 +176,8 @@ impl History {
         self.entries.back().map_or(self.before, |entry| entry.id)
     }
 
-    /// The place before the first entry.
-    #[cfg(feature = "redis")]
-    pub fn before(&self) -> EventId {
+    /// The place before everything.
+    pub fn first_place(&self) -> EventId {
         self.before
     }
 

@@ -9,6 +9,7 @@ mod chunk;
 pub mod client;
 pub mod draft;
 mod fan_out;
+pub mod handover;
 pub mod history;
 #[cfg(feature = "redis")]
 pub mod shared;
@@ -79,14 +80,15 @@ pub(crate) struct Threads {
 }
 
 impl Hub {
-    /// Starts the fan-out threads and the catch-up thread, with the document as it was saved. `changed` is rung after
-    /// every change of the document.
+    /// Starts the fan-out threads and the catch-up thread, with the document as it was saved and what an earlier
+    /// server wrote out. `changed` is rung after every change of the document.
     ///
     /// # Errors
     /// There is no thread to be had; or `InvalidData`: the document is none that this hub takes.
     pub fn start(
         config: Config,
         saved: Value,
+        handed: Option<Vec<u8>>,
         #[cfg(feature = "redis")] opened: Option<Opened>,
         log: Log,
         changed: Sender<()>,
@@ -95,8 +97,10 @@ impl Hub {
         let start = EventId::first(now_ms(), random_part);
         let document = Document::saved(start, config.max_document_bytes, saved)
             .map_err(|refusal| io::Error::new(ErrorKind::InvalidData, refusal))?;
-        #[cfg_attr(not(feature = "redis"), allow(unused_mut, reason = "alone it stays as it is"))]
         let mut state = State::new(document, random_part, &config);
+        if let Some(Err(why)) = handed.map(|stream| state.restore(&stream)) {
+            log.line(|| format!("the history of the server before is not used: {why}"));
+        }
         #[cfg(feature = "redis")]
         let shared = opened.map(|opened| state.begin_with(opened));
         let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
@@ -183,6 +187,11 @@ impl Hub {
         }
         self.lock().forget();
         self.ring();
+    }
+
+    /// What the next server with this document can go on with; `None` where nobody would know.
+    pub fn write_out(&self) -> Option<Vec<u8>> {
+        self.lock().write_out()
     }
 
     /// Looks at the document, under the lock.

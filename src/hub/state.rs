@@ -21,9 +21,9 @@ pub(super) struct State {
     pub document: Document,
     pub history: History,
     /// Older ids are not known: those of an earlier process, and those from before history was forgotten.
-    start: EventId,
+    pub(super) start: EventId,
     /// What the sequence of an id begins with.
-    random_part: u32,
+    pub(super) random_part: u32,
     /// The document as `init` of each audience that asked since the last event.
     inits: HashMap<Audience, Arc<Chunk>>,
     /// One for each fan-out thread. A client is in one of them for as long as it is there.
@@ -122,7 +122,7 @@ impl State {
             clients.map(|client| (part.read, client)).collect()
         };
         let clients = self.parts.iter().flat_map(of_part).collect();
-        self.start = loaded.history.before();
+        self.start = loaded.history.first_place();
         (self.document, self.history) = (loaded.document, loaded.history);
         self.inits.clear();
         self.document_at = loaded.document_at;

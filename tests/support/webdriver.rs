@@ -32,9 +32,14 @@ pub const ENTER: &str = "\u{E007}";
 /// How long the end of a browser may take before its driver is killed all the same.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// Runs a script in the page that Firefox shows, for what a driver runs there sees no `const` and no `let` of the page.
+/// Finds the tab of Firefox that the driver looks at. Firefox may show another one, which a page has opened.
+const FIND_TAB: &str = "
+    const url = 'chrome://remote/content/shared/NavigableManager.sys.mjs';
+    const tab = ChromeUtils.importESModule(url).NavigableManager.getBrowserById(arguments[0]);";
+
+/// Runs a script in that tab's page, for what a driver runs there sees no `const` and no `let` of the page.
 const RUN_IN_PAGE: &str = "
-    const inPage = ([body, given, name]) => {
+    const inPage = ([, body, given, name]) => {
         const url = 'resource://gre/modules/jsdebugger.sys.mjs';
         const { addDebuggerToGlobal } = ChromeUtils.importESModule(url);
         const system = Services.scriptSecurityManager.getSystemPrincipal();
@@ -48,7 +53,7 @@ const RUN_IN_PAGE: &str = "
         else promise.unsafeDereference().then(say('returned'), say('thrown'));
     };
     const name = `ran ${Math.random()}`;
-    const { messageManager } = gBrowser.selectedBrowser;
+    const { messageManager } = tab;
     return new Promise((resolve) => {
         messageManager.addMessageListener(name, function hear({ data }) {
             messageManager.removeMessageListener(name, hear);
@@ -214,8 +219,8 @@ impl Browser {
 
     /// The process of the tab of Firefox that is looked at.
     fn process_of_tab(&self) -> u64 {
-        let process = "return gBrowser.selectedBrowser.browsingContext.currentWindowGlobal.osPid";
-        self.run_in_firefox(process, &[]).as_u64().expect("a process")
+        let process = "return tab.browsingContext.currentWindowGlobal.osPid";
+        self.run_about_tab(process, &[]).as_u64().expect("a process")
     }
 
     /// Runs the body of a function in the page and gives what it returns, or what its promise comes to.
@@ -224,7 +229,7 @@ impl Browser {
             return self.execute(script, arguments);
         }
         let arguments = json!(arguments).to_string();
-        let ran = self.run_in_firefox(RUN_IN_PAGE, &[script, &arguments]);
+        let ran = self.run_about_tab(RUN_IN_PAGE, &[script, &arguments]);
         let returned = ran[1].as_str().expect("text");
         assert!(ran[0] == "returned", "{script}: {returned}");
         serde_json::from_str::<Value>(returned).expect("JSON")[0].clone()
@@ -320,11 +325,11 @@ impl Browser {
             }
             Kind::Firefox => {
                 // Its windows are 450 wide at least.
-                let script = "const { style } = gBrowser.selectedBrowser;
-                    [style.width, style.height] = Array.from(arguments, (size) => `${size}px`);
+                let script = "const { style } = tab;
+                    [style.width, style.height] = Array.from(arguments, (size) => `${size}px`).slice(1);
                     style.flex = 'none';
                     window.resizeTo(1960, 1300)";
-                self.run_in_firefox(script, &[&width.to_string(), &height.to_string()]);
+                self.run_about_tab(script, &[&width.to_string(), &height.to_string()]);
             }
             Kind::WebKit => {
                 let bar = self.run("return outerHeight - innerHeight", &[]).as_u64().expect("a height");
@@ -370,6 +375,12 @@ impl Browser {
         let returned = self.execute(script, arguments);
         self.post("moz/context", &json!({ "context": "content" }));
         returned
+    }
+
+    /// Runs the body of a function in Firefox itself: `tab` is the one that is looked at, and its handle the first argument.
+    fn run_about_tab(&self, script: &str, arguments: &[&str]) -> Value {
+        let tab = self.tab();
+        self.run_in_firefox(&format!("{FIND_TAB}{script}"), &[&[&tab[..]], arguments].concat())
     }
 
     /// What is in sight, as PNG.

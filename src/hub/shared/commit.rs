@@ -84,7 +84,7 @@ impl Hub {
     fn judge(&self, waiting: &[Arc<Waiting>]) -> Batch {
         let mut state = self.lock();
         let expected = state.history.last_id();
-        let keep_from = state.history.before().min(state.document_at);
+        let keep_from = state.history.first_place().min(state.document_at);
         let mut batch = Batch { expected, keep_from, accepted: Vec::new(), refused: Vec::new() };
         let mut undo = Vec::new();
         let mut last = expected;
@@ -180,7 +180,7 @@ impl Hub {
     ) -> Result<Option<usize>, Fault> {
         let (mut before, entries, document) = {
             let state = self.lock();
-            let place = if end == EventId::NONE { state.history.before() } else { end };
+            let place = if end == EventId::NONE { state.history.first_place() } else { end };
             let Some(entries) = state.history.after(place) else { return Ok(None) };
             let entries: Vec<Arc<Entry>> = entries.cloned().collect();
             let last = state.history.last_id();

@@ -92,7 +92,9 @@ impl Hub {
         let loaded = Loaded::read(connection, &self.config)?;
         let count = self.take_branch(shared, loaded);
         self.metrics.journal.branches.add(1);
-        self.log.line(|| format!("Redis has another history, which was taken; {count} streams begin anew"));
+        self.log.line(|| {
+            format!("took what Redis has, for it does not go on from here; {count} streams begin anew")
+        });
         Ok(())
     }
 
@@ -105,7 +107,8 @@ impl Hub {
                 return Ok(true);
             }
             let next = connection.after(last, 1)?.pop().transpose()?;
-            if next.as_ref().is_some_and(|next| next.before == last) {
+            let next = next.map(|next| Happening::of(next, self.config.max_document_bytes)).transpose()?;
+            if next.is_some_and(|next| next.before == last) {
                 return Ok(true);
             }
             let lacks_the_end = end < last && (end == EventId::NONE || self.knows(end));
@@ -154,7 +157,7 @@ impl Hub {
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         let last = state.history.last_id();
         if id <= last {
-            let is_known = id <= state.history.before() || state.history.after(id).is_some();
+            let is_known = id <= state.history.first_place() || state.history.after(id).is_some();
             return if is_known { Fit::Known } else { Fit::Astray };
         }
         if before != last {

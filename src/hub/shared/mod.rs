@@ -109,7 +109,7 @@ impl Hub {
         let Some(Shared { journal: Journal { url, key }, is_seeded, .. }) = &self.shared else {
             return String::new();
         };
-        let how = if *is_seeded { "was empty, and has the document from here" } else { "found" };
+        let how = if *is_seeded { "was empty, and is seeded from here" } else { "found" };
         format!("  redis:    {url}, key {key}, {how}; last id {}\n", self.last_id())
     }
 
@@ -147,10 +147,7 @@ impl Hub {
         if !is_said {
             let Journal { url, key } = &shared.journal;
             self.log.line(|| {
-                format!(
-                    "Redis at {url}, key {key}, cannot be used: {}; nothing is published until then",
-                    fault.text()
-                )
+                format!("Redis at {url}, key {key}, cannot be used: {}; writes are refused", fault.text())
             });
             link.said = Some(fault);
         }

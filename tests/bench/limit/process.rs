@@ -86,25 +86,27 @@ impl Process {
 
     /// Starts a bare server whose `init` is as large as asked; the others are told their document.
     pub fn start_with_init(kind: Kind, init_bytes: usize) -> io::Result<Process> {
-        Process::start_on(kind, init_bytes, "0", &[])
+        Process::start_on(kind, init_bytes, "0", 1, None)
     }
 
-    /// Starts statecast with so many fan-out threads, on so many of the first cores.
-    pub fn start_with_threads(threads: usize, cores: usize) -> io::Result<Process> {
-        let last = (cores - 1).to_string();
-        Process::start_on(Kind::Statecast, 2, &format!("0-{last}"), &["--threads", &threads.to_string()])
+    /// Starts statecast with so many fan-out threads, or nginx with so many workers, on so many of the first cores.
+    pub fn start_with_threads(kind: Kind, threads: usize, cores: usize) -> io::Result<Process> {
+        Process::start_on(kind, 2, &format!("0-{}", cores - 1), threads, None)
     }
 
     /// Starts one of several that share a Redis, or one that stands for itself, on two cores.
     pub fn start_beside(kind: Kind, redis: Option<&str>) -> io::Result<Process> {
-        match (kind.dialect(), redis) {
-            (Dialect::Nchan, Some(url)) => Process::start_on(Kind::Nchan, 2, "0-1", &[url]),
-            (_, Some(url)) => Process::start_on(Kind::Statecast, 2, "0-1", &["--redis", url]),
-            (_, None) => Process::start_on(Kind::Statecast, 2, "0-1", &[]),
-        }
+        let kind = if kind.dialect() == Dialect::Nchan { Kind::Nchan } else { Kind::Statecast };
+        Process::start_on(kind, 2, "0-1", 1, redis)
     }
 
-    fn start_on(kind: Kind, init_bytes: usize, cores: &str, arguments: &[&str]) -> io::Result<Process> {
+    fn start_on(
+        kind: Kind,
+        init_bytes: usize,
+        cores: &str,
+        threads: usize,
+        redis: Option<&str>,
+    ) -> io::Result<Process> {
         let mut command = on_cores(cores);
         let mut folder = None;
         let mut port = 0;
@@ -116,12 +118,14 @@ impl Process {
             }
             Kind::Statecast => {
                 // Heartbeats come when they come, and every subscriber is to get the same bytes.
-                command.args([STATECAST, "--listen", "127.0.0.1:0", "--heartbeat", "1h"]).args(arguments);
+                command.args([STATECAST, "--listen", "127.0.0.1:0", "--heartbeat", "1h"]);
+                command.args(["--threads", &threads.to_string()]);
+                command.args(redis.map(|url| ["--redis", url]).into_iter().flatten());
             }
             Kind::Nchan => {
                 let place = new_folder("bench");
                 port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-                fs::write(place.join("nginx.conf"), nchan_configuration(port, arguments.first().copied()))?;
+                fs::write(place.join("nginx.conf"), nchan_configuration(port, threads, redis))?;
                 command.arg("nginx").arg("-p").arg(&place).args(["-c", "nginx.conf", "-e", "error.log"]);
                 folder = Some(place);
             }
@@ -182,7 +186,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.child.kill().ok();
+        if self.kind == Kind::Nchan {
+            // Its workers end with it only if it is asked.
+            Command::new("kill").arg(self.child.id().to_string()).status().ok();
+        } else {
+            self.child.kill().ok();
+        }
         self.child.wait().ok();
         if let Some(folder) = &self.folder {
             fs::remove_dir_all(folder).ok();
@@ -225,13 +234,14 @@ fn pin(cores: &str, process: u32) -> io::Result<()> {
     if done.success() { Ok(()) } else { Err(io::Error::other("taskset could not pin the load")) }
 }
 
-fn nchan_configuration(port: u16, redis: Option<&str>) -> String {
+fn nchan_configuration(port: u16, workers: usize, redis: Option<&str>) -> String {
     let upstream =
         redis.map(|url| format!("upstream redis {{ nchan_redis_server {url}; }}")).unwrap_or_default();
     let pass = redis.map(|_| "nchan_redis_pass redis;").unwrap_or_default();
+    let master = if workers > 1 { "on" } else { "off" };
     format!(
         "load_module {NCHAN};
-daemon off; master_process off; pid nginx.pid; worker_rlimit_nofile 20000;
+daemon off; master_process {master}; worker_processes {workers}; pid nginx.pid; worker_rlimit_nofile 20000;
 events {{ worker_connections 15000; }}
 http {{
     access_log off; tcp_nodelay on; nchan_shared_memory_size 256M; keepalive_requests 1000000000;
