@@ -835,6 +835,25 @@ mod tests {
             prop_assert_eq!(merged.to_string(), new.to_string());
         }
 
+        #[cfg(feature = "redis")]
+        #[test]
+        fn what_is_undone_is_as_it_was(old in stored_value(), patches in prop::collection::vec(patch_value(), 1..4)) {
+            let start = EventId::first(1, 0);
+            let mut document = Document::saved(start, usize::MAX, json!({"a": old, "b": 1})).expect("a document");
+            let whole = |document: &Document| (document.record(), document.weight);
+            let was = whole(&document);
+            let mut undo = Vec::new();
+            for (count, value) in patches.into_iter().enumerate() {
+                let patch = Map::from_iter([("a".to_owned(), value), ("b".to_owned(), Value::Null), ("c".to_owned(), json!(count))]);
+                undo.push(document.before(&patch));
+                document.apply(patch, EventId::first(2 + count as u64, 0));
+            }
+            for before in undo.into_iter().rev() {
+                document.undo(before);
+            }
+            prop_assert_eq!(whole(&document), was);
+        }
+
         #[test]
         fn merging_stores_no_null_member(old in stored_value(), patch in patch_value()) {
             prop_assert!(!has_null_member(&merged(old, patch)));

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use redis::{Client, Cmd, ErrorKind, RedisError, ServerErrorKind, Value, cmd};
+use redis::{Client, Cmd, ErrorKind, RedisError, Value, cmd};
 
 use crate::redis_url::RedisUrl;
 use crate::sse::event::EventId;
@@ -235,13 +235,76 @@ impl Fault {
         }
         match error.kind() {
             ErrorKind::Io if error.is_timeout() => Fault::Silent,
-            ErrorKind::Io => Fault::Lost(said()),
             ErrorKind::AuthenticationFailed => {
                 Fault::Refused("Redis wants another name or password".to_owned())
             }
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Fault::not_redis(),
-            ErrorKind::Server(ServerErrorKind::ExecAbort) | ErrorKind::Client => Fault::Lost(said()),
+            ErrorKind::Io | ErrorKind::Client => Fault::Lost(said()),
             _ => Fault::Refused(said()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(pairs: &[(&str, &[u8])]) -> Vec<Value> {
+        let value = |text: &[u8]| Value::BulkString(text.to_vec());
+        pairs.iter().flat_map(|(key, text)| [value(key.as_bytes()), value(text)]).collect()
+    }
+
+    #[test]
+    fn a_record_has_five_fields_in_any_order_and_what_else_it_has_is_not_looked_at() {
+        let record = record_of(
+            "7-9",
+            fields(&[("d", b"{}"), ("x", b"\xff"), ("n", b""), ("t", b"a"), ("k", b"update"), ("p", b"7-1")]),
+        );
+        let id = |text: &str| text.parse::<EventId>().expect("an id");
+        let expected = Record {
+            id: id("7-9"),
+            before: id("7-1"),
+            kind: "update".into(),
+            topic: "a".into(),
+            name: String::new(),
+            data: "{}".into(),
+        };
+        assert_eq!(record, Ok(expected));
+    }
+
+    #[test]
+    fn what_no_server_would_have_written_is_a_fault_with_its_id() {
+        let whole: [(&str, &[u8]); 5] =
+            [("p", b"5-0"), ("k", b"text"), ("t", b""), ("n", b"x"), ("d", b"hi")];
+        let with = |place: usize, text: &'static [u8]| {
+            let mut pairs = whole;
+            pairs[place].1 = text;
+            fields(&pairs)
+        };
+        let mut cases: Vec<(&str, Vec<Value>)> = (0..whole.len())
+            .map(|gone| ("7-0", fields(&[&whole[..gone], &whole[gone + 1..]].concat())))
+            .collect();
+        cases.push(("7-0", with(4, b"\xff")));
+        cases.extend([&b""[..], b"5", b"7-0", b"8-0", b"05-0"].map(|before| ("7-0", with(0, before))));
+        let late =
+            ["18446744073709551615-18446744073709551615", "253402300800000-0", "7-4611686018427387904"];
+        cases.extend(late.map(|id| (id, fields(&whole))));
+        assert!(record_of("7-0", fields(&whole)).is_ok());
+        for (id, fields) in cases {
+            let fault = record_of(id, fields);
+            assert!(matches!(&fault, Err(Fault::Foreign(of, _)) if of == id), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_no_list_of_records_is_not_taken_for_one_of_redis() {
+        for value in [
+            Value::Nil,
+            Value::Okay,
+            Value::Array(vec![Value::Int(1)]),
+            Value::Array(vec![Value::Array(vec![])]),
+        ] {
+            assert_eq!(records_of(value).err(), Some(Fault::not_redis()));
         }
     }
 }

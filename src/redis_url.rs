@@ -62,3 +62,32 @@ impl fmt::Display for RedisUrl {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_shows_where_redis_is_and_nothing_that_lets_one_in() {
+        for (text, shown) in [
+            ("redis://localhost", "localhost:6379"),
+            ("redis://bob:s3cret@127.0.0.1:7000/3\n", "127.0.0.1:7000/3"),
+            ("redis+unix:///run/s.sock?pass=s3cret", "/run/s.sock"),
+        ] {
+            let url = RedisUrl::new(text).expect(text);
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), "RedisUrl(..)");
+        }
+        for text in [
+            "",
+            "s3cret",
+            "http://s3cret@x",
+            "redis://:s3cret@",
+            "redis://:s3cret@0.0.0.0",
+            "redis://x/s3cret",
+        ] {
+            let right = RedisUrl::new(text).expect_err(text);
+            assert!(right.contains("redis://HOST:PORT") && !right.contains("s3cret"), "{right}");
+        }
+    }
+}

@@ -264,6 +264,16 @@ mod tests {
         assert_eq!(seen, ["5-41", "5-42", "5-43", "6-40", "6-41", "6-42", "7-40"]);
     }
 
+    #[cfg(feature = "redis")]
+    #[test]
+    fn two_servers_that_go_on_from_one_id_issue_different_ones_whatever_their_clocks_say() {
+        let last = EventId::first(1_000, 7);
+        for now in [0, 1_000, 2_000] {
+            let ids: std::collections::HashSet<EventId> = (0..20).map(|_| last.next_of_many(now)).collect();
+            assert!(ids.len() > 15 && ids.iter().all(|id| *id > last), "{ids:?}");
+        }
+    }
+
     #[test]
     fn ids_rise_across_a_restart() {
         let before = EventId::first(1_000, u32::MAX).next(1_000, u32::MAX).next(900, u32::MAX);

@@ -221,15 +221,14 @@ impl Hub {
         for _ in 0..2 {
             let read = if is_ahead() { self.read_on(shared, &mut reader) } else { Ok(()) };
             match read {
-                Ok(()) => return,
                 // Redis ends what is idle for long.
                 Err(Fault::Lost(_)) => *reader = None,
                 Err(fault @ Fault::Silent) => {
                     *reader = None;
                     return self.lose(shared, fault);
                 }
-                // Whoever follows the journal sees to it.
-                Err(Fault::Refused(_) | Fault::Foreign(..)) => return,
+                // What is not right, whoever follows the journal sees to.
+                Ok(()) | Err(Fault::Refused(_) | Fault::Foreign(..)) => return,
             }
         }
     }

@@ -179,3 +179,135 @@ impl Loading {
         Err(Fault::Foreign(id.to_string(), why.to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const MAX: usize = 10_000;
+
+    fn id(ms: u64) -> EventId {
+        EventId::first(ms, 0)
+    }
+
+    fn update(ms: u64, before: u64, json: &str) -> Happening {
+        let record = Record {
+            id: id(ms),
+            before: id(before),
+            kind: "update".into(),
+            topic: String::new(),
+            name: String::new(),
+            data: json.into(),
+        };
+        Happening::of(record, MAX).expect("a record of ours")
+    }
+
+    fn document(ms: u64, before: u64, value: Value) -> Happening {
+        let document = Document::saved(id(before), MAX, value).expect("a document");
+        Happening::of(document_record(id(ms), id(before), &document), MAX).expect("a record of ours")
+    }
+
+    fn loaded(happenings: Vec<Happening>) -> Result<(String, String), Fault> {
+        let mut loading = Loading::new(1 << 20);
+        for happening in happenings {
+            loading.add(happening);
+        }
+        let Loaded { document, history, .. } = loading.finish()?;
+        Ok((document.json(), history.first_place().to_string()))
+    }
+
+    #[test]
+    fn a_journal_is_its_last_document_and_what_came_after_it() {
+        let all = vec![
+            update(3, 2, r#"{"gone":1}"#),
+            document(4, 3, json!({"a":1,"b":1})),
+            update(5, 4, r#"{"b":null}"#),
+            update(6, 5, r#"{"c":[]}"#),
+        ];
+        assert_eq!(loaded(all), Ok((r#"{"a":1,"c":[]}"#.into(), "2-0".into())));
+    }
+
+    #[test]
+    fn what_comes_behind_a_hole_counts_only_with_a_document_behind_it() {
+        let broken = || vec![document(4, 3, json!({"a":1})), update(6, 5, r#"{"b":1}"#)];
+        let fault = loaded(broken()).expect_err("a hole");
+        assert!(matches!(fault, Fault::Foreign(at, _) if at == "6-0"));
+        let mut whole = broken();
+        whole.push(document(7, 6, json!({"c":1})));
+        assert_eq!(loaded(whole), Ok((r#"{"c":1}"#.into(), "5-0".into())));
+        assert!(matches!(loaded(vec![update(6, 5, "{}")]), Err(Fault::Foreign(at, _)) if at == "6-0"));
+    }
+
+    #[test]
+    fn an_entry_that_is_put_back_is_the_record_that_it_was_made_of() {
+        let one_off = |topic: Option<&str>, text: &str, is_json| {
+            let topic = topic.map(|topic| Topic::parse(topic).expect("a topic"));
+            Judged::OneOff(
+                topic,
+                EventName::parse("x").expect("a name"),
+                EventData { text: text.into(), is_json },
+            )
+        };
+        let Value::Object(patch) = json!({"a":{"b":null,"c":"\r\n"},"d":null}) else { panic!("an object") };
+        let all = [
+            Judged::Update(patch),
+            Judged::Update(serde_json::Map::new()),
+            one_off(None, "hi", false),
+            one_off(None, "", false),
+            one_off(Some("a"), "", false),
+            one_off(Some("a"), "\"1\"", false),
+            one_off(Some("a"), "1", false),
+            one_off(Some("a"), "x\r\ny\rz\n", false),
+            one_off(Some("a"), "{\"b\": 1}", true),
+            one_off(Some("a"), "\"1\"", true),
+        ];
+        for judged in all {
+            let record = judged.record(id(2), id(1));
+            let entry = Entry::new(id(2), &judged);
+            assert_eq!(entry.record(id(1)), record);
+        }
+        // Nobody sees whether these were JSON, or how their lines ended.
+        for judged in
+            [one_off(None, "{}", true), one_off(None, "x\r\ny", false), one_off(Some("a"), "[1,\r\n2]", true)]
+        {
+            let entry = Entry::new(id(2), &judged);
+            let again = Happening::of(entry.record(id(1)), MAX).expect("a record of ours").entry;
+            let frames = |entry: &Entry| -> Vec<_> {
+                entry.frames.iter().map(|(_, chunk)| chunk.bytes(true).to_vec()).collect()
+            };
+            assert_eq!(frames(&again), frames(&entry));
+        }
+    }
+
+    #[test]
+    fn what_is_in_a_record_is_judged_as_what_anybody_sends() {
+        let deep = "[".repeat(101) + &"]".repeat(101);
+        let deep_topic = format!("{{\"a\":{deep}}}");
+        let cases = [
+            ("nonsense", "", "", "{}"),
+            ("update", "", "", "["),
+            ("update", "", "", "[]"),
+            ("update", "", "", r#"{"a b":1}"#),
+            ("update", "", "", &deep_topic),
+            ("json", "", "x", "{"),
+            ("json", "a b", "x", "{}"),
+            ("text", "", "init", ""),
+            ("text", "", "", ""),
+            ("document", "", "", "{}"),
+            ("document", "", "{}", "{}"),
+            ("document", "", r#"{"":"1-1"}"#, "[]"),
+            ("document", "", r#"{"":"1-1"}"#, r#"{"a":1}"#),
+            ("document", "", r#"{"":"1-1","a":"1-1"}"#, "{}"),
+            ("document", "", r#"{"":"1-1","a":1}"#, r#"{"a":1}"#),
+            ("document", "", r#"{"":"1-1","a":"x"}"#, r#"{"a":1}"#),
+        ];
+        for (kind, topic, name, data) in cases {
+            let [kind, topic, name, data] = [kind, topic, name, data].map(str::to_owned);
+            let record = Record { id: id(2), before: id(1), kind, topic, name, data };
+            let fault = Happening::of(record.clone(), MAX).err();
+            assert!(matches!(&fault, Some(Fault::Foreign(at, _)) if at == "2-0"), "{record:?}");
+        }
+    }
+}
