@@ -126,14 +126,14 @@ fn round_of(time: Duration, seed: u64, may_lose: bool, counts: &mut BTreeMap<Str
     }
     for heard in &all {
         let had: BTreeSet<EventId> = heard.frames.iter().map(|frame| frame.id).collect();
-        let mut lost: Vec<&EventId> = ids.iter().filter(|id| !had.contains(id)).collect();
-        lost.sort();
+        let mut lacking: Vec<&EventId> = ids.iter().filter(|id| !had.contains(id)).collect();
+        lacking.sort();
         let is_known = heard.reasons[1..].iter().all(|reason| reason == "known");
-        if !may_lose && (!lost.is_empty() || !is_known) {
+        if !may_lose && (!lacking.is_empty() || !is_known) {
             for node in &cluster.nodes {
                 println!("{} logged:\n{}", node.address, node.last_lines());
             }
-            let (count, first, last) = (lost.len(), lost.first(), lost.last());
+            let (count, first, last) = (lacking.len(), lacking.first(), lacking.last());
             panic!(
                 "{count} answered writes did not come, {first:?} to {last:?}; {:?}; seed {seed}",
                 heard.reasons
