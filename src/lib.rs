@@ -25,6 +25,7 @@
 //!
 //! ```text
 //! main -> cli -> { server, client };  server -> { http, hub };  { http, hub, client } -> { document, sse, ground }
+//! hub -> journal -> { sse, ground }
 //! ```
 //!
 //! | house | what it is |
@@ -32,6 +33,7 @@
 //! | `cli/` | the commands: arguments become calls |
 //! | `server/` | what each request does and who may do it; the handle, the saved file, the lab |
 //! | `hub/` | **the lesson**: publish, join, fan out, catch up |
+//! | `journal` | with the feature `redis`: the one stream in Redis that several servers share; `hub/shared` uses it |
 //! | `http/` | tiny_http, kept alive behind one door |
 //! | `client/` | the other end: [`EventSource`], [`Replica`] |
 //! | `sse/` | the event stream format, both ways: ids and frames, [`Parser`] |
@@ -45,9 +47,11 @@
 //! The *fan-out* threads, one a core and four at most, write to every live client, each to its own; the *catch-up* thread
 //! writes to those that fell behind. The *keeper* looks after tiny_http. The *saver* and the *log* wait for disk and terminal, so that nobody else does. An [`EventSource`] reads
 //! in its caller's thread, with one beside it that watches for silence; a [`Replica`] has a thread of its own.
+//! With the feature `redis` one more *follows* what other servers publish.
 //!
 //! # Locks
-//! A client's lock comes before the hub's; the seats' and the watch's come last. In `http`: the table's, a connection's, then
+//! A client's lock comes before the hub's; the seats' and the watch's come last. With the feature `redis`
+//! the writer's and the reader's come before those, then the passes'. In `http`: the table's, a connection's, then
 //! the sockets'. Nobody writes to a socket, a file or the log with the hub's lock.
 //!
 //! It is made for Linux; there is no async runtime. On another Unix it finds no sockets, and falls back on time-outs.

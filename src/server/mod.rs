@@ -89,7 +89,7 @@ impl Server {
     ///
     /// # Errors
     /// The address cannot be listened on, the document's file cannot be read and saved or has a server already, or the
-    /// public folder cannot be read: the text says which. Or there is no thread to be had.
+    /// public folder cannot be read, or Redis cannot be used: the text says which. Or there is no thread to be had.
     pub fn start(config: Config) -> io::Result<Server> {
         Server::prepare(config)?.listen()
     }

@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     /// come behind the new document.
     passes: RwLock<()>,
     /// The journal was empty at the start, and got the document from here.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command says it"))]
     is_seeded: bool,
 }
 
