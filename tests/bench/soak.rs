@@ -1,7 +1,7 @@
 //! Soak: everything at once against the program as it is shipped, for as long as one likes.
 //!
 //! `cargo build --release && cargo run --release --example soak -- --seconds 60 --seed 1`
-//! The same with `--all-features` and the word `cluster`: random faults among several servers on one Redis.
+//! `cargo run --all-features --example soak -- cluster --seconds 1200`: random faults among servers on one Redis, instead.
 //!
 //! Publishers, and subscribers that stay, resume, read slowly, stall or vanish, run beside hostile input, first for a
 //! short warm-up, then for the time asked for. The one rule: whoever behaves must hold the server's document at the
