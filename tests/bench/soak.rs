@@ -1,12 +1,28 @@
 //! Soak: everything at once against the program as it is shipped, for as long as one likes.
 //!
 //! `cargo build --release && cargo run --release --example soak -- --seconds 60 --seed 1`
+//! `cargo run --all-features --example soak -- cluster --seconds 1200`: random faults among servers on one Redis, instead.
 //!
 //! Publishers, and subscribers that stay, resume, read slowly, stall or vanish, run beside hostile input, first for a
 //! short warm-up, then for the time asked for. The one rule: whoever behaves must hold the server's document at the
 //! end and have seen each event once, and the process must be as small as after the warm-up. Only 127.0.0.1 is used.
 
+#[cfg(feature = "redis")]
+#[path = "../support/cluster.rs"]
+mod cluster;
+#[cfg(feature = "redis")]
+#[path = "cluster.rs"]
+mod faults;
+#[cfg(feature = "redis")]
+#[path = "../support/places.rs"]
+mod places;
 mod random;
+#[cfg(feature = "redis")]
+#[path = "../support/redis.rs"]
+mod redis;
+#[cfg(feature = "redis")]
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -746,6 +762,7 @@ fn fail(text: &str) -> ! {
 }
 
 struct Options {
+    is_cluster: bool,
     seconds: u64,
     seed: u64,
     binary: PathBuf,
@@ -757,10 +774,12 @@ impl Options {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970");
         let here = std::env::current_exe().expect("a program has a path");
         let binary = here.parent().and_then(std::path::Path::parent).expect("target/release/examples");
-        let mut options = Options { seconds: 60, seed: now.as_secs(), binary: binary.join("statecast") };
+        let binary = binary.join("statecast");
+        let mut options = Options { is_cluster: false, seconds: 60, seed: now.as_secs(), binary };
         let mut parser = lexopt::Parser::from_env();
         while let Some(argument) = parser.next()? {
             match argument {
+                Value(word) if word == "cluster" => options.is_cluster = true,
                 Long("seconds") => options.seconds = parser.value()?.parse()?,
                 Long("seed") => options.seed = parser.value()?.parse()?,
                 Long("binary") => options.binary = parser.value()?.into(),
@@ -772,7 +791,11 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    let Options { seconds, seed, binary } = Options::parse().unwrap_or_else(|error| fail(&error.to_string()));
+    let Options { is_cluster, seconds, seed, binary } =
+        Options::parse().unwrap_or_else(|error| fail(&error.to_string()));
+    if is_cluster {
+        return faults_of_a_cluster(seconds, seed);
+    }
     println!("soak --seconds {seconds} --seed {seed} --binary {}", binary.display());
     let process = Process::start(&binary);
     let (peak, now_doing) = (Mutex::new(Size::default()), Mutex::new("starting"));
@@ -825,6 +848,18 @@ fn main() -> ExitCode {
     }
     println!("{} passed, {failed} failed", claims.len() - failed);
     ExitCode::from(u8::from(failed > 0))
+}
+
+#[cfg(feature = "redis")]
+fn faults_of_a_cluster(seconds: u64, seed: u64) -> ExitCode {
+    println!("soak cluster --seconds {seconds} --seed {seed}");
+    faults::run(seconds, seed);
+    ExitCode::SUCCESS
+}
+
+#[cfg(not(feature = "redis"))]
+fn faults_of_a_cluster(_: u64, _: u64) -> ExitCode {
+    fail("several servers need --features redis")
 }
 
 /// What was found: whether it is so, and what.

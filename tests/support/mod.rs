@@ -567,6 +567,20 @@ pub fn signal(process: &Child, name: &str) {
     Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status().expect("a shell runs");
 }
 
+/// The program: cargo's for a test, and for a program that tests the one that lies beside it.
+pub fn program() -> PathBuf {
+    option_env!("CARGO_BIN_EXE_statecast").map_or_else(
+        || {
+            let here = std::env::current_exe().expect("a program has a path");
+            here.parent()
+                .and_then(std::path::Path::parent)
+                .expect("target/release/examples")
+                .join("statecast")
+        },
+        PathBuf::from,
+    )
+}
+
 /// The program as a user runs it.
 pub struct Binary {
     pub child: Child,
@@ -578,7 +592,7 @@ pub struct Binary {
 
 impl Binary {
     pub fn start(arguments: &[&str]) -> Binary {
-        Binary::spawn(Command::new(env!("CARGO_BIN_EXE_statecast")).args(arguments))
+        Binary::spawn(Command::new(program()).args(arguments))
     }
 
     /// Starts it where another one has been before.
@@ -593,7 +607,7 @@ impl Binary {
     pub fn start_under(limit: &str, arguments: &[&str]) -> Binary {
         let script = format!("{limit} && exec \"$0\" \"$@\"");
         let mut command = Command::new("sh");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_statecast")]).args(arguments);
+        command.args(["-c", &script]).arg(program()).args(arguments);
         Binary::spawn(&mut command)
     }
 

@@ -57,6 +57,8 @@ pub struct Outcome {
     pub cpu: Duration,
     /// Of each delivery, from the time its event was due; in order.
     latencies: Vec<Duration>,
+    /// Of each publish, until it was answered; in order.
+    answers: Vec<Duration>,
 }
 
 impl Outcome {
@@ -67,6 +69,8 @@ impl Outcome {
         self.cpu += again.cpu;
         self.latencies.extend(again.latencies);
         self.latencies.sort_unstable();
+        self.answers.extend(again.answers);
+        self.answers.sort_unstable();
     }
 
     /// In microseconds.
@@ -75,14 +79,24 @@ impl Outcome {
     }
 
     pub fn latency(&self, quantile: f64) -> Duration {
-        let index = (self.latencies.len() as f64 * quantile) as usize;
-        self.latencies.get(index).or(self.latencies.last()).copied().unwrap_or_default()
+        at(&self.latencies, quantile)
     }
+
+    pub fn answer(&self, quantile: f64) -> Duration {
+        at(&self.answers, quantile)
+    }
+}
+
+fn at(times: &[Duration], quantile: f64) -> Duration {
+    let index = (times.len() as f64 * quantile) as usize;
+    times.get(index).or(times.last()).copied().unwrap_or_default()
 }
 
 /// Subscribers that are connected and have read as far as the first event that is for all of them.
 pub struct Crowd {
     address: SocketAddr,
+    /// Where publishers publish, each at the next of them: at the same server, if nobody says something else.
+    pub publish_at: Vec<SocketAddr>,
     dialect: Dialect,
     poll: Poll,
     events: Events,
@@ -134,6 +148,7 @@ impl Crowd {
     pub fn new(address: SocketAddr, dialect: Dialect, topics: usize) -> io::Result<Crowd> {
         Ok(Crowd {
             address,
+            publish_at: vec![address],
             dialect,
             poll: Poll::new()?,
             events: Events::with_capacity(1_024),
@@ -205,12 +220,14 @@ impl Crowd {
         self.start = Instant::now();
         let deliveries_before = self.deliveries;
         let published = AtomicU64::new(0);
-        let (address, dialect, start) = (self.address, self.dialect, self.start);
+        let (publish_at, dialect, start) = (self.publish_at.clone(), self.dialect, self.start);
+        let mut answers = Vec::new();
         let per_event: u64 = self.audiences.iter().map(|audience| audience.subscribers as u64).sum();
         thread::scope(|scope| -> io::Result<()> {
             let mut publishers: Vec<_> = (0..plan.publishers)
                 .map(|number| {
                     let published = &published;
+                    let address = publish_at[number % publish_at.len()];
                     scope.spawn(move || publish(address, dialect, plan, number, start, published))
                 })
                 .collect();
@@ -220,7 +237,7 @@ impl Crowd {
                 let delivered = self.deliveries - deliveries_before;
                 if publishers.iter().all(thread::ScopedJoinHandle::is_finished) {
                     for publisher in publishers.drain(..) {
-                        publisher.join().expect("a publisher does not panic")?;
+                        answers.extend(publisher.join().expect("a publisher does not panic")?);
                     }
                     if delivered >= published.load(Ordering::Acquire) * per_event {
                         return Ok(());
@@ -237,7 +254,8 @@ impl Crowd {
         check(deliveries == published.into_inner() * per_event, "more events came than were published")?;
         let mut latencies = std::mem::take(&mut self.latencies);
         latencies.sort_unstable();
-        Ok(Outcome { deliveries, time, cpu: Duration::ZERO, latencies })
+        answers.sort_unstable();
+        Ok(Outcome { deliveries, time, cpu: Duration::ZERO, latencies, answers })
     }
 
     /// Reads what has come, once something has or the time is over.
@@ -393,7 +411,8 @@ impl Audience {
     }
 }
 
-/// Sends events over one connection, each when the last one was taken, and counts them.
+/// Sends events over one connection, each when the last one was taken, and counts them. Returns how long each answer
+/// took.
 fn publish(
     address: SocketAddr,
     dialect: Dialect,
@@ -401,7 +420,7 @@ fn publish(
     publisher: usize,
     start: Instant,
     sent: &AtomicU64,
-) -> io::Result<()> {
+) -> io::Result<Vec<Duration>> {
     let connection = TcpStream::connect(address)?;
     connection.set_nodelay(true)?;
     connection.set_read_timeout(Some(DEADLINE))?;
@@ -409,6 +428,7 @@ fn publish(
         (&connection).write_all(b"P")?;
     }
     let mut answers = BufReader::new(&connection);
+    let mut times = Vec::new();
     for number in 0u64.. {
         let due = plan.per_second.map_or(start, |rate| start + Duration::from_secs_f64(number as f64 / rate));
         if due.max(Instant::now()).duration_since(start) >= plan.time {
@@ -416,13 +436,15 @@ fn publish(
         }
         thread::sleep(due.saturating_duration_since(Instant::now()));
         sent.fetch_add(1, Ordering::AcqRel);
+        let begin = Instant::now();
         (&connection).write_all(&message(dialect, plan, publisher, number))?;
         match dialect {
             Dialect::Bare => answers.read_exact(&mut [0])?,
             Dialect::Statecast | Dialect::Nchan => read_answer(&mut answers)?,
         }
+        times.push(begin.elapsed());
     }
-    Ok(())
+    Ok(times)
 }
 
 /// One event as it goes over the wire to a server.

@@ -1,15 +1,21 @@
 //! How near statecast comes to what the kernel allows.
 //!
 //! `cargo bench` measures everything in about fifteen minutes; `cargo bench -- fan-out` one part of it, `--quick` in
-//! seconds. Beside statecast, as it is shipped, runs a server that only sends bytes to sockets (`bare`), in turns and
-//! in the same run; what comes out are ratios between the two. Each has one core, and the load another.
+//! seconds, and `cargo bench --features redis -- cluster` several servers on one Redis. Beside statecast, as it is
+//! shipped, runs a server that only sends bytes to sockets (`bare`), in turns and in the same run; what comes out are
+//! ratios between the two. Each has one core, and the load another.
 //!
 //! This file says what is measured; `load` does it, `process` runs the servers, `report` shows what came out.
 
 mod bare;
+mod cluster;
 mod door;
 mod load;
+#[path = "../../support/places.rs"]
+mod places;
 mod process;
+#[path = "../../support/redis.rs"]
+mod redis;
 mod report;
 
 use std::error::Error;
@@ -23,7 +29,7 @@ use load::{Crowd, Dialect, Outcome, Plan, ask, passes};
 use process::{Kind, Process, STATECAST, has_nchan, has_two_cores, stay_on_the_other_core};
 use report::{Report, draw};
 
-const USAGE: &str = "usage: cargo bench -- [--quick] [fan-out] [cores] [door] [memory] [growth]";
+const USAGE: &str = "usage: cargo bench -- [--quick] [fan-out] [cores] [door] [memory] [growth] [cluster]";
 
 /// As many connections as one likes, as fast as they go.
 const BURST: f64 = f64::INFINITY;
@@ -41,18 +47,20 @@ fn main() -> Done {
         println!("{USAGE}");
         return Ok(());
     }
-    let all = ["fan-out", "cores", "door", "memory", "growth"];
+    let all = ["fan-out", "cores", "door", "memory", "growth", "cluster"];
+    let of_this_build = if cfg!(feature = "redis") { all.len() } else { all.len() - 1 };
     let mut parts = Vec::new();
     let mut quick = false;
     for word in words {
         match word {
             "--bench" => {}
             "--quick" => quick = true,
-            part if all.contains(&part) => parts.push(part),
+            part if all[..of_this_build].contains(&part) => parts.push(part),
+            "cluster" => return Err("several servers need `cargo bench --features redis`".into()),
             _ => return Err(USAGE.into()),
         }
     }
-    let parts = if parts.is_empty() { all.to_vec() } else { parts };
+    let parts = if parts.is_empty() { all[..of_this_build].to_vec() } else { parts };
     if !has_two_cores() {
         println!("one core: the load takes time from the server, and ratios are lower than they would be");
     }
@@ -67,6 +75,7 @@ fn main() -> Done {
                 "cores" => bench.cores()?,
                 "door" => bench.door()?,
                 "memory" => bench.memory()?,
+                "cluster" => bench.cluster()?,
                 _ => bench.growth()?,
             }
         }
@@ -393,8 +402,8 @@ fn until_gone(server: &Process, crowd: Crowd) -> io::Result<Duration> {
             publish_at += Duration::from_millis(50);
             match server.kind {
                 Kind::PerEvent | Kind::AllPending => publisher.write_all(b"\0\0\0\x061\r\nx\r\n")?,
-                Kind::Statecast => ask(server.address, "POST", "/events", "@")?,
-                Kind::Nchan => ask(server.address, "POST", "/pub", "@")?,
+                Kind::Statecast | Kind::Cluster => ask(server.address, "POST", "/events", "@")?,
+                Kind::Nchan | Kind::NchanRedis => ask(server.address, "POST", "/pub", "@")?,
             }
         }
         sleep(Duration::from_millis(2));

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::load::{Dialect, ask};
+use crate::places::new_folder;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,10 @@ pub enum Kind {
     Statecast,
     /// nginx with its module nchan, where it is installed.
     Nchan,
+    /// Three statecasts on one Redis.
+    Cluster,
+    /// Two nginx with nchan on one Redis.
+    NchanRedis,
 }
 
 impl Kind {
@@ -32,14 +37,16 @@ impl Kind {
             Kind::AllPending => "bare, all pending",
             Kind::Statecast => "statecast",
             Kind::Nchan => "nginx + nchan",
+            Kind::Cluster => "three statecasts on Redis",
+            Kind::NchanRedis => "two nginx + nchan on Redis",
         }
     }
 
     pub fn dialect(self) -> Dialect {
         match self {
             Kind::PerEvent | Kind::AllPending => Dialect::Bare,
-            Kind::Statecast => Dialect::Statecast,
-            Kind::Nchan => Dialect::Nchan,
+            Kind::Statecast | Kind::Cluster => Dialect::Statecast,
+            Kind::Nchan | Kind::NchanRedis => Dialect::Nchan,
         }
     }
 }
@@ -79,15 +86,27 @@ impl Process {
 
     /// Starts a bare server whose `init` is as large as asked; the others are told their document.
     pub fn start_with_init(kind: Kind, init_bytes: usize) -> io::Result<Process> {
-        Process::start_on(kind, init_bytes, "0", 1)
+        Process::start_on(kind, init_bytes, "0", 1, None)
     }
 
     /// Starts statecast with so many fan-out threads, or nginx with so many workers, on so many of the first cores.
     pub fn start_with_threads(kind: Kind, threads: usize, cores: usize) -> io::Result<Process> {
-        Process::start_on(kind, 2, &format!("0-{}", cores - 1), threads)
+        Process::start_on(kind, 2, &format!("0-{}", cores - 1), threads, None)
     }
 
-    fn start_on(kind: Kind, init_bytes: usize, cores: &str, threads: usize) -> io::Result<Process> {
+    /// Starts one of several that share a Redis, or one that stands for itself, on two cores.
+    pub fn start_beside(kind: Kind, redis: Option<&str>) -> io::Result<Process> {
+        let kind = if kind.dialect() == Dialect::Nchan { Kind::Nchan } else { Kind::Statecast };
+        Process::start_on(kind, 2, "0-1", 1, redis)
+    }
+
+    fn start_on(
+        kind: Kind,
+        init_bytes: usize,
+        cores: &str,
+        threads: usize,
+        redis: Option<&str>,
+    ) -> io::Result<Process> {
         let mut command = on_cores(cores);
         let mut folder = None;
         let mut port = 0;
@@ -101,15 +120,16 @@ impl Process {
                 // Heartbeats come when they come, and every subscriber is to get the same bytes.
                 command.args([STATECAST, "--listen", "127.0.0.1:0", "--heartbeat", "1h"]);
                 command.args(["--threads", &threads.to_string()]);
+                command.args(redis.map(|url| ["--redis", url]).into_iter().flatten());
             }
             Kind::Nchan => {
-                let place = std::env::temp_dir().join(format!("statecast-bench-{}", std::process::id()));
-                fs::create_dir_all(&place)?;
+                let place = new_folder("bench");
                 port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-                fs::write(place.join("nginx.conf"), nchan_configuration(port, threads))?;
+                fs::write(place.join("nginx.conf"), nchan_configuration(port, threads, redis))?;
                 command.arg("nginx").arg("-p").arg(&place).args(["-c", "nginx.conf", "-e", "error.log"]);
                 folder = Some(place);
             }
+            Kind::Cluster | Kind::NchanRedis => return Err(io::Error::other("more than one process")),
         }
         let begin = Instant::now();
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
@@ -199,18 +219,25 @@ fn on_cores(cores: &str) -> Command {
 
 /// Keeps this process on another core than the servers.
 pub fn stay_on_the_other_core() -> io::Result<()> {
-    if has_two_cores() {
-        let process = std::process::id().to_string();
-        let done =
-            Command::new("taskset").args(["-a", "-c", "-p", "1", &process]).stdout(Stdio::null()).status()?;
-        if !done.success() {
-            return Err(io::Error::other("taskset could not pin the load"));
-        }
-    }
-    Ok(())
+    if has_two_cores() { pin("1", std::process::id()) } else { Ok(()) }
 }
 
-fn nchan_configuration(port: u16, workers: usize) -> String {
+/// Lets a process of another one's use the cores of servers and load.
+pub fn free_both_cores(process: u32) -> io::Result<()> {
+    if has_two_cores() { pin("0-1", process) } else { Ok(()) }
+}
+
+fn pin(cores: &str, process: u32) -> io::Result<()> {
+    let process = process.to_string();
+    let done =
+        Command::new("taskset").args(["-a", "-c", "-p", cores, &process]).stdout(Stdio::null()).status()?;
+    if done.success() { Ok(()) } else { Err(io::Error::other("taskset could not pin the load")) }
+}
+
+fn nchan_configuration(port: u16, workers: usize, redis: Option<&str>) -> String {
+    let upstream =
+        redis.map(|url| format!("upstream redis {{ nchan_redis_server {url}; }}")).unwrap_or_default();
+    let pass = redis.map(|_| "nchan_redis_pass redis;").unwrap_or_default();
     let master = if workers > 1 { "on" } else { "off" };
     format!(
         "load_module {NCHAN};
@@ -220,11 +247,12 @@ http {{
     access_log off; tcp_nodelay on; nchan_shared_memory_size 256M; keepalive_requests 1000000000;
     client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
+    {upstream}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         location = / {{ return 200 ok; }}
-        location = /pub {{ nchan_publisher; nchan_channel_id bench; nchan_message_buffer_length 10000; }}
-        location = /sub {{ nchan_subscriber eventsource; nchan_channel_id bench; nchan_subscriber_first_message newest; }}
+        location = /pub {{ nchan_publisher; nchan_channel_id bench; nchan_message_buffer_length 10000; {pass} }}
+        location = /sub {{ nchan_subscriber eventsource; nchan_channel_id bench; nchan_subscriber_first_message newest; {pass} }}
     }}
 }}
 "
