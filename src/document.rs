@@ -13,6 +13,15 @@ use crate::sse::event::{EventId, Topic};
 /// A merge patch of the whole document: for each topic its new value, a patch of its value, or null.
 pub(crate) type Patch = Map<String, Value>;
 
+/// What a write does to the document, or to one topic of it.
+pub(crate) enum Change {
+    /// Merges a value into it.
+    Patch(Value),
+    /// Puts a value in its place.
+    Put(Value),
+    Delete,
+}
+
 /// Levels of objects and arrays at most. The document itself is the first.
 const MAX_DEPTH: usize = 100;
 
@@ -36,6 +45,8 @@ pub enum Refusal {
     TooLarge(String),
     /// The topic to delete is not in the document.
     Absent(String),
+    /// A condition of the request, such as `If-Match`, does not hold.
+    Unmet(&'static str),
     /// The server is stopping.
     Stopping,
 }
@@ -44,6 +55,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::Invalid(text) | Refusal::TooLarge(text) | Refusal::Absent(text) => f.write_str(text),
+            Refusal::Unmet(text) => f.write_str(text),
             Refusal::Stopping => f.write_str("the server is stopping; try again later"),
         }
     }
@@ -211,14 +223,23 @@ impl Document {
         Ok(document)
     }
 
+    /// Judges a change: the patch that it comes to.
+    pub fn judge(&self, topic: Option<&Topic>, change: Change) -> Result<Patch, Refusal> {
+        match change {
+            Change::Patch(body) => self.patch(topic, body),
+            Change::Put(body) => self.put(topic, body),
+            Change::Delete => self.delete(topic),
+        }
+    }
+
     /// The patch for `PATCH`: the body, checked.
-    pub fn patch(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
+    fn patch(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
         self.checked(addressed(topic, body)?)
     }
 
     /// The patch for `PUT`: the smallest one from the old value to the new. It names the topic that was put also when
     /// nothing changed.
-    pub fn put(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
+    fn put(&self, topic: Option<&Topic>, body: Value) -> Result<Patch, Refusal> {
         let old = self.at(topic).unwrap_or(&Value::Null);
         // As merging stores it, so that whatever is stored can be sent as a patch.
         let mut new = Value::Null;
@@ -227,7 +248,7 @@ impl Document {
     }
 
     /// The patch for `DELETE`.
-    pub fn delete(&self, topic: Option<&Topic>) -> Result<Patch, Refusal> {
+    fn delete(&self, topic: Option<&Topic>) -> Result<Patch, Refusal> {
         match topic {
             None => self.put(None, Value::Object(Map::new())),
             Some(_) if self.at(topic).is_some() => addressed(topic, Value::Null),
@@ -235,7 +256,7 @@ impl Document {
         }
     }
 
-    /// Applies a patch that one of the three above made of the document as it is now.
+    /// Applies a patch that a change of the document came to, as it is now.
     pub fn apply(&mut self, patch: Patch, id: EventId) {
         self.weight = self.weight_after(&patch);
         self.last_change = id;
@@ -257,6 +278,23 @@ impl Document {
     /// The id of the last change of the document or one topic; `None` for an absent topic.
     pub fn changed(&self, topic: Option<&Topic>) -> Option<EventId> {
         topic.map_or(Some(self.last_change), |topic| self.changed.get(topic.as_str()).copied())
+    }
+
+    /// The ids of the last change of the document, `None`, and of each topic.
+    pub fn changes(&self) -> impl Iterator<Item = (Option<&str>, EventId)> {
+        let topics = self.whole.as_object().into_iter().flat_map(Map::keys);
+        let of_topic = |topic| Some((Some(String::as_str(topic)), *self.changed.get(topic)?));
+        std::iter::once((None, self.last_change)).chain(topics.filter_map(of_topic))
+    }
+
+    /// Takes over those ids from an earlier server with the same document.
+    pub fn take_changes<'a>(&mut self, changes: impl Iterator<Item = (Option<&'a str>, EventId)>) {
+        for (topic, id) in changes {
+            let known = topic.map_or(Some(&mut self.last_change), |topic| self.changed.get_mut(topic));
+            if let Some(known) = known {
+                *known = id;
+            }
+        }
     }
 
     /// The whole document as JSON.

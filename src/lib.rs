@@ -35,9 +35,9 @@
 //! | `http/` | tiny_http, kept alive behind one door |
 //! | `client/` | the other end: [`EventSource`], [`Replica`] |
 //! | `sse/` | the event stream format, both ways: ids and frames, [`Parser`] |
-//! | the ground | `document` ([`merge`], [`diff`]), `config`, `seats`, `token`, `units`, `wire`, `log`, `metrics`, `clock`, `lock` |
+//! | the ground | `document` ([`merge`], [`diff`]), `config`, `conditions`, `seats`, `token`, `units`, `wire`, `log`, `metrics`, `clock`, `lock` |
 //!
-//! Whoever wants to learn SSE reads `sse/event`, then `hub/` (`mod`, `state`, `history`, `chunk`, `fan_out`, `client`,
+//! Whoever wants to learn SSE reads `sse/event`, then `hub/` (`mod`, `draft`, `state`, `history`, `chunk`, `fan_out`, `client`,
 //! `catch_up`, `watch`), then `server/routes`.
 //!
 //! # Threads
@@ -56,6 +56,7 @@
 mod cli;
 mod client;
 mod clock;
+mod conditions;
 mod config;
 mod document;
 mod http;

@@ -4,7 +4,7 @@
 //! that do not fit meanwhile are dropped and counted.
 
 use std::io::{IsTerminal, Write, stderr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,12 +32,16 @@ struct Lines {
     have_time: bool,
     waiting: Mutex<Waiting>,
     refusals: Mutex<Refusals>,
+    /// Nothing waits any more.
+    written: Condvar,
 }
 
 #[derive(Default)]
 struct Waiting {
     text: String,
     lines: usize,
+    /// Some are on their way to the terminal.
+    are_written: bool,
     dropped: usize,
 }
 
@@ -64,12 +68,15 @@ impl Log {
         let log = Log { thread: Some((Arc::clone(&lines), bell)) };
         thread::Builder::new().name("log".into()).spawn(move || {
             for () in rung {
-                let Waiting { text, dropped, .. } = std::mem::take(&mut *lock(&lines.waiting));
+                let written = Waiting { are_written: true, ..Waiting::default() };
+                let Waiting { text, dropped, .. } = std::mem::replace(&mut *lock(&lines.waiting), written);
                 // Errors are ignored, because a server goes on without its stderr.
                 stderr().write_all(text.as_bytes()).ok();
                 if dropped > 0 {
                     writeln!(stderr(), "statecast: {dropped} lines were not written").ok();
                 }
+                lock(&lines.waiting).are_written = false;
+                lines.written.notify_all();
             }
         })?;
         Ok(log)
@@ -90,6 +97,14 @@ impl Log {
         drop(waiting);
         // A full bell rings already.
         bell.try_send(()).ok();
+    }
+
+    /// Waits until every line is written, so long at most.
+    pub fn flush(&self, patience: Duration) {
+        let Some((lines, _)) = &self.thread else { return };
+        let waits = |waiting: &mut Waiting| waiting.lines > 0 || waiting.are_written;
+        let waited = lines.written.wait_timeout_while(lock(&lines.waiting), patience, waits);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Hands over the line of a refusal, unless there were many in this second; those are counted.

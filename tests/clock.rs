@@ -4,59 +4,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "support/clock.rs"]
+mod clock;
 mod support;
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
 
+use clock::Clock;
 use support::*;
-
-/// A clock that a test sets, for a program that believes it is the machine's.
-struct Clock {
-    file: PathBuf,
-    library: String,
-}
-
-impl Clock {
-    /// A clock that says this, as faketime reads it: a time at which it stands still, or `+N` with what is added.
-    fn at(time: &str) -> Clock {
-        static COUNT: AtomicU16 = AtomicU16::new(0);
-        let asked = Command::new("faketime").args(["-m", "now", "printenv", "LD_PRELOAD"]).output();
-        let asked = asked.unwrap_or_else(|error| panic!("faketime: {error}; tests/all installs it"));
-        let library = String::from_utf8(asked.stdout).unwrap().trim().to_owned();
-        assert!(library.contains("libfaketimeMT"), "faketime says {library:?}");
-        let name =
-            format!("statecast-clock-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let clock = Clock { file: std::env::temp_dir().join(name), library };
-        clock.set(time);
-        clock
-    }
-
-    fn set(&self, time: &str) {
-        fs::write(&self.file, time).unwrap();
-    }
-
-    fn start(&self, arguments: &[&str]) -> Binary {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_statecast"));
-        command
-            .args(arguments)
-            .env("LD_PRELOAD", &self.library)
-            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
-            .env("TZ", "UTC0")
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        Binary::spawn(&mut command)
-    }
-}
-
-impl Drop for Clock {
-    fn drop(&mut self) {
-        fs::remove_file(&self.file).ok();
-    }
-}
 
 /// What `hello` says to whoever resumes after an id.
 fn resume_after(server: &Binary, id: &str) -> String {
@@ -119,6 +75,61 @@ fn ids_rise_and_stay_known_while_the_clock_is_set_from_1970_to_now_and_back() {
     assert!(ids[ids.len() - 1].to_string().starts_with("1767225601000-"), "{ids:?}");
     for id in ids {
         assert_eq!(resume_after(&server, &id.to_string()), "replay", "{id}");
+    }
+}
+
+#[test]
+#[ignore = "needs faketime: tests/all installs it"]
+fn a_planned_restart_costs_nobody_his_place_whatever_the_clock_says_after_it() {
+    let folder = Folder::new("clock");
+    let options = ["--document", &folder.file("document.json")];
+    let clock = Clock::at("2026-01-01 00:00:00");
+    let mut ids = Vec::new();
+    // A board without a clock boots in 1970; another one comes back from a future that it was told of.
+    for time in ["1970-01-01 00:00:00", "2100-01-01 00:00:00", "2026-01-01 00:00:01", "1969-01-01 00:00:00"] {
+        let server = clock.start(&options);
+        if ids.is_empty() {
+            ids.push(Stream::open(server.address, "/events").next_named("init").id());
+        }
+        ids.push(put(server.address, "/state/a", "1"));
+        for id in &ids {
+            assert_eq!(resume_after(&server, &id.to_string()), "replay", "{time}: {id}");
+        }
+        ids.push(Stream::open(server.address, "/events").next_named("init").id());
+        ids.push(post(server.address, "/events", "hi"));
+        assert!(ids.is_sorted_by_key(|id| *id), "{ids:?}");
+        server.signal("TERM");
+        let (code, log) = server.wait();
+        assert!(code == Some(0) && !log.contains("history"), "{time}: {log}");
+        clock.set(time);
+    }
+}
+
+#[test]
+#[ignore = "needs faketime: tests/all installs it"]
+fn ids_of_a_server_that_crashed_are_not_known_when_the_clock_was_set_back_to_the_stop_before_it() {
+    let folder = Folder::new("crashed");
+    let (file, history) = (folder.file("document.json"), folder.file("document.json.history"));
+    let clock = Clock::at("2026-01-01 00:00:00");
+    let server = clock.start(&["--document", &file]);
+    let known = Stream::open(server.address, "/events").next_named("init").id.unwrap();
+    put(server.address, "/state/a", "1");
+    server.signal("TERM");
+    server.wait();
+    let stopped = fs::read(&history).unwrap();
+    let lost: Vec<String> = {
+        let server = clock.start(&["--document", &file]);
+        (0..20).map(|_| post(server.address, "/events", "hi").to_string()).collect()
+    };
+    // As if a power cut had brought it back.
+    fs::write(&history, stopped).unwrap();
+    let server = clock.start(&["--document", &file]);
+    for _ in 0..20 {
+        post(server.address, "/events", "hi");
+    }
+    assert_eq!(resume_after(&server, &known), "replay");
+    for id in lost {
+        assert_eq!(resume_after(&server, &id), "init", "{id}");
     }
 }
 

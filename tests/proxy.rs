@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "support/places.rs"]
+mod places;
 #[path = "support/proxy.rs"]
 mod proxy;
 mod support;

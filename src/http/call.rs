@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use percent_encoding::percent_decode_str;
 use tiny_http::{HTTPVersion, Header, Method, Request};
 
+use crate::conditions::Conditions;
 use crate::http::answer::Answer;
-use crate::http::conditions::Conditions;
 
 /// A request, judged.
 #[allow(

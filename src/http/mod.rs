@@ -7,7 +7,6 @@ pub mod allocator;
 mod answer;
 mod body;
 mod call;
-mod conditions;
 mod keeper;
 mod listener;
 mod socket;
@@ -22,7 +21,6 @@ use tiny_http::Request;
 
 pub(crate) use answer::{Answer, Content};
 pub(crate) use call::{Call, MERGE_PATCH};
-pub(crate) use conditions::{Conditions, Failed};
 pub(crate) use listener::{Limits, Listener, hold};
 pub(crate) use tiny_http::Method;
 

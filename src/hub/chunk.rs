@@ -31,6 +31,11 @@ impl Chunk {
         Chunk::new(&frame, id.map(|id| (id, frame.len())).into_iter().collect())
     }
 
+    /// One event that was encoded before.
+    pub fn of_frame(id: EventId, frame: &str) -> Chunk {
+        Chunk::new(frame.as_bytes(), vec![(id, frame.len())])
+    }
+
     /// One event without an id whose block also says when to come back, in milliseconds. Not in a block of its own: a
     /// block without data is an empty event to many clients (httpx-sse, sseclient, fetch-event-source).
     pub fn with_retry(retry: u64, name: &EventName, data: &str) -> Chunk {

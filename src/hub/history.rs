@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::document::{Patch, to_json};
 use crate::hub::chunk::Chunk;
+use crate::hub::draft::Judged;
 use crate::sse::event::{EventId, EventName, Topic};
 
 /// Whom an event is for: `None` are the subscribers of the whole document, `/events`.
@@ -23,10 +24,18 @@ const PASS_BYTES: usize = 64 << 10;
 pub(crate) struct Entry {
     pub id: EventId,
     /// In the order of the audiences: `/events` first, if it sees the event.
-    frames: Vec<(Audience, Arc<Chunk>)>,
+    pub(super) frames: Vec<(Audience, Arc<Chunk>)>,
 }
 
 impl Entry {
+    /// The event that a draft has come to.
+    pub fn new(id: EventId, judged: &Judged) -> Entry {
+        match judged {
+            Judged::Update(patch) => Entry::update(id, patch),
+            Judged::OneOff(audience, name, data) => Entry::one_off(id, audience.clone(), name, data),
+        }
+    }
+
     /// A change of the document. Each topic sees its own part of the patch.
     pub fn update(id: EventId, patch: &Patch) -> Entry {
         let frame = |data: &str| Arc::new(Chunk::of_event(Some(id), &EventName::UPDATE, data));
@@ -120,7 +129,7 @@ pub(crate) struct History {
     /// The place before the first entry: the last one that was evicted, or the server's start.
     before: EventId,
     size: usize,
-    max_size: usize,
+    pub(super) max_size: usize,
 }
 
 impl History {
@@ -131,6 +140,11 @@ impl History {
     /// The place behind everything.
     pub fn last_id(&self) -> EventId {
         self.entries.back().map_or(self.before, |entry| entry.id)
+    }
+
+    /// The place before everything.
+    pub fn first_place(&self) -> EventId {
+        self.before
     }
 
     /// What the entries take of the bound.

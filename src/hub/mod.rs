@@ -7,7 +7,9 @@
 mod catch_up;
 mod chunk;
 pub mod client;
+pub mod draft;
 mod fan_out;
+pub mod handover;
 pub mod history;
 mod state;
 pub mod watch;
@@ -23,10 +25,11 @@ use serde_json::Value;
 
 use crate::clock::{now_ms, random_between};
 use crate::config::Config;
-use crate::document::{Document, Patch, Refusal};
+use crate::document::{Document, Refusal};
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Arrival, Client, End, Place, Progress};
-use crate::hub::history::{Audience, Entry, EventData};
+use crate::hub::draft::{Draft, Judged};
+use crate::hub::history::Audience;
 use crate::hub::state::State;
 use crate::hub::watch::Watch;
 use crate::lock::lock;
@@ -65,14 +68,15 @@ pub(crate) struct Threads {
 }
 
 impl Hub {
-    /// Starts the fan-out threads and the catch-up thread, with the document as it was saved. `changed` is rung after
-    /// every change of the document.
+    /// Starts the fan-out threads and the catch-up thread, with the document as it was saved and what an earlier
+    /// server wrote out. `changed` is rung after every change of the document.
     ///
     /// # Errors
     /// There is no thread to be had; or `InvalidData`: the document is none that this hub takes.
     pub fn start(
         config: Config,
         saved: Value,
+        handed: Option<Vec<u8>>,
         log: Log,
         changed: Sender<()>,
     ) -> io::Result<(Arc<Hub>, Threads)> {
@@ -80,7 +84,10 @@ impl Hub {
         let start = EventId::first(now_ms(), random_part);
         let document = Document::saved(start, config.max_document_bytes, saved)
             .map_err(|refusal| io::Error::new(ErrorKind::InvalidData, refusal))?;
-        let state = State::new(document, random_part, &config);
+        let mut state = State::new(document, random_part, &config);
+        if let Some(Err(why)) = handed.map(|stream| state.restore(&stream)) {
+            log.line(|| format!("the history of the server before is not used: {why}"));
+        }
         let (bells, for_fan_out): (Vec<_>, Vec<_>) = state.parts.iter().map(|_| bounded(1)).unzip();
         let (late, for_catch_up) = bounded(1);
         let hub = Arc::new(Hub {
@@ -113,52 +120,36 @@ impl Hub {
         Ok((hub, threads))
     }
 
-    /// Changes the document by the patch that `make_patch` makes for it, and tells everybody. Returns before anybody
-    /// has been told. Waits while delivery is far behind.
-    pub fn write<E: From<Refusal>>(
-        &self,
-        make_patch: impl FnOnce(&Document) -> Result<Patch, E>,
-    ) -> Result<EventId, E> {
-        let id = self.publish("update", |document, id| {
-            let patch = make_patch(document)?;
-            let entry = Entry::update(id, &patch);
-            document.apply(patch, id);
-            Ok::<_, E>(entry)
-        })?;
-        self.changed.try_send(()).ok();
-        self.metrics.writes.add(1);
-        Ok(id)
-    }
-
-    /// Publishes an event that changes nothing. Returns and waits as `write` does.
-    pub fn send(&self, audience: Audience, name: &EventName, data: &EventData) -> Result<EventId, Refusal> {
-        let id = self
-            .publish("one-off event", |_, id| Ok::<_, Refusal>(Entry::one_off(id, audience, name, data)))?;
-        self.metrics.one_off_events.add(1);
-        Ok(id)
-    }
-
-    /// A hub that stops takes nothing more, or it would never be done.
-    fn publish<E: From<Refusal>>(
-        &self,
-        what: &str,
-        make_entry: impl FnOnce(&mut Document, EventId) -> Result<Entry, E>,
-    ) -> Result<EventId, E> {
+    /// Publishes what a draft comes to, and tells everybody. Returns before anybody has been told. Waits while delivery is
+    /// far behind. A hub that stops takes nothing more, or it would never be done.
+    pub fn publish(&self, draft: Draft) -> Result<EventId, Refusal> {
         let far_behind = |state: &mut State| state.unread_bytes() > UNREAD_BYTES && !state.stopping;
         let state = self.has_read.wait_while(self.lock(), far_behind);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         if state.stopping {
-            return Err(Refusal::Stopping.into());
+            return Err(Refusal::Stopping);
         }
         let id = state.next_id();
-        let entry = make_entry(&mut state.document, id)?;
-        state.publish(entry);
+        let judged = draft.judge(&state.document)?;
+        let is_change = matches!(judged, Judged::Update(_));
+        state.apply(id, judged);
         drop(state);
         self.ring();
+        if is_change {
+            self.changed.try_send(()).ok();
+        }
+        self.count(id, is_change);
+        Ok(id)
+    }
+
+    fn count(&self, id: EventId, is_change: bool) {
+        let metrics = &self.metrics;
+        let (counter, what) =
+            if is_change { (&metrics.writes, "update") } else { (&metrics.one_off_events, "one-off event") };
+        counter.add(1);
         if self.config.verbose {
             self.log.line(|| format!("{what} {id}"));
         }
-        Ok(id)
     }
 
     /// Knows no id any more that was issued before, as after a restart: whoever resumes with one gets the document,
@@ -166,6 +157,11 @@ impl Hub {
     pub fn forget_history(&self) {
         self.lock().forget();
         self.ring();
+    }
+
+    /// What the next server with this document can go on with; `None` where nobody would know.
+    pub fn write_out(&self) -> Option<Vec<u8>> {
+        self.lock().write_out()
     }
 
     /// Looks at the document, under the lock.

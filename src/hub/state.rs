@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::document::Document;
 use crate::hub::chunk::Chunk;
 use crate::hub::client::{Client, Place};
+use crate::hub::draft::Judged;
 use crate::hub::fan_out::{List, Part};
 use crate::hub::history::{Audience, Entry, History};
 use crate::sse::event::{EventId, EventName};
@@ -16,9 +17,9 @@ pub(super) struct State {
     pub document: Document,
     pub history: History,
     /// Older ids are not known: those of an earlier process, and those from before history was forgotten.
-    start: EventId,
+    pub(super) start: EventId,
     /// What the sequence of an id begins with.
-    random_part: u32,
+    pub(super) random_part: u32,
     /// The document as `init` of each audience that asked since the last event.
     inits: HashMap<Audience, Arc<Chunk>>,
     /// One for each fan-out thread. A client is in one of them for as long as it is there.
@@ -49,6 +50,15 @@ impl State {
     /// The id of what is published next.
     pub fn next_id(&self) -> EventId {
         self.history.last_id().next(now_ms(), self.random_part)
+    }
+
+    /// Makes an event of what a draft has come to.
+    pub fn apply(&mut self, id: EventId, judged: Judged) {
+        let entry = Entry::new(id, &judged);
+        if let Judged::Update(patch) = judged {
+            self.document.apply(patch, id);
+        }
+        self.publish(entry);
     }
 
     /// Appends to history. The fan-out threads are to be told.

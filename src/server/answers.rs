@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use crate::clock::random_between;
+use crate::conditions::{Conditions, Failed};
 use crate::document::{Refusal, to_json};
-use crate::http::{Answer, Conditions, Content, Failed};
+use crate::http::{Answer, Content};
 use crate::hub::client::ClientStatus;
 use crate::seats::Full;
 use crate::server::pages::Page;
@@ -26,13 +27,7 @@ pub(super) fn published(id: EventId) -> Answer {
 
 /// The refusal where a condition of the request does not hold.
 pub(super) fn failed(condition: Failed) -> Answer {
-    let text = match condition {
-        Failed::IfMatch => {
-            "what is there is not what If-Match names; GET it anew, and send its ETag, quotes included"
-        }
-        Failed::IfNoneMatch => "what is there is what If-None-Match rules out; nothing was changed",
-    };
-    Answer::refusal(412, text)
+    Answer::refusal(412, condition.text())
 }
 
 /// The refusal where the right token is missing.
@@ -115,6 +110,7 @@ impl From<Refusal> for Answer {
         let status = match &refusal {
             Refusal::Invalid(_) => 400,
             Refusal::Absent(_) => 404,
+            Refusal::Unmet(_) => 412,
             Refusal::TooLarge(_) => 413,
             Refusal::Stopping => return full(Full::Stopping),
         };

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::document::{Refusal, to_json};
+use crate::conditions::Conditions;
+use crate::document::{Change, Refusal, to_json};
 use crate::hub::client::ClientStatus;
+use crate::hub::draft::Draft;
 use crate::hub::history::EventData;
 use crate::lock::lock;
 use crate::server::Server;
@@ -89,7 +91,7 @@ impl Server {
     /// The patch of the document is no object, a key in it is no topic, or the document would exceed a limit.
     pub fn patch(&self, topic: impl ForTopic, patch: Value) -> Result<EventId, Refusal> {
         let topic = topic.topic()?;
-        self.hub.write(|document| document.patch(topic.as_ref(), patch))
+        self.hub.publish(Draft::Change(topic, Change::Patch(patch), Conditions::default()))
     }
 
     /// Replaces the document, or one topic. Clients get the smallest patch from the old value to the new.
@@ -98,7 +100,7 @@ impl Server {
     /// As [`patch`](Server::patch).
     pub fn put(&self, topic: impl ForTopic, value: Value) -> Result<EventId, Refusal> {
         let topic = topic.topic()?;
-        self.hub.write(|document| document.put(topic.as_ref(), value))
+        self.hub.publish(Draft::Change(topic, Change::Put(value), Conditions::default()))
     }
 
     /// Removes all topics, or one.
@@ -107,7 +109,7 @@ impl Server {
     /// There is no such topic.
     pub fn delete(&self, topic: impl ForTopic) -> Result<EventId, Refusal> {
         let topic = topic.topic()?;
-        self.hub.write(|document| document.delete(topic.as_ref()))
+        self.hub.publish(Draft::Change(topic, Change::Delete, Conditions::default()))
     }
 
     /// Publishes a one-off event, such as chat or an alert, which does not change the document. With a topic it reaches the
@@ -126,14 +128,13 @@ impl Server {
     ///
     /// # Errors
     /// The server has been stopped.
-    #[allow(clippy::needless_pass_by_value, reason = "a name is made where it is used")]
     pub fn publish(
         &self,
         topic: impl ForTopic,
         name: EventName,
         data: impl Into<EventData>,
     ) -> Result<EventId, Refusal> {
-        self.hub.send(topic.topic()?, &name, &data.into())
+        self.hub.publish(Draft::OneOff(topic.topic()?, name, data.into()))
     }
 
     /// The document as it is.

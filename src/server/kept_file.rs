@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::clock::random_between;
 use crate::document;
+use crate::hub::handover::BEGIN;
 
 /// Links behind links, as many as the kernel follows.
 const MOST_LINKS: usize = 40;
@@ -31,6 +32,9 @@ const MOST_OF_NAME: usize = 200;
 /// What a new file holds until there is something to keep.
 const EMPTY: &[u8] = b"{}\n";
 
+/// What the name of the file beside it ends with that keeps the history from a stop to the next start.
+const HISTORY: &str = ".history";
+
 /// The file, for as long as a server keeps its document in it.
 pub(crate) struct KeptFile {
     /// As it was given: for whoever reads a message.
@@ -45,6 +49,8 @@ pub(crate) struct KeptFile {
     is_new: bool,
     /// It was there, and held nothing.
     was_empty: bool,
+    /// The history beside it that a server left, until it is removed.
+    left: Option<PathBuf>,
 }
 
 impl KeptFile {
@@ -97,6 +103,72 @@ impl KeptFile {
         self.write_over(&bytes)
     }
 
+    /// Reads the history that a server left beside the document when it stopped, of at most so many bytes.
+    ///
+    /// # Errors
+    /// Something is there, and it is no such history. The text names the file.
+    pub fn read_history(&mut self, most: usize) -> io::Result<Option<Vec<u8>>> {
+        let read = || {
+            let mut bytes = Vec::new();
+            let file = options().open(self.history())?;
+            if !file.metadata()?.is_file() {
+                return Err(io::Error::other("that is no plain file"));
+            }
+            file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = match read() {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(|error| self.about_history(&error.to_string()))?,
+        };
+        let begin = &BEGIN.as_bytes()[..BEGIN.len().min(bytes.len())];
+        self.left = bytes.starts_with(begin).then(|| self.history());
+        match () {
+            () if self.left.is_none() => Err(self.about_history("it is none that a server wrote")),
+            () if bytes.len() > most => Err(self.about_history(&format!("it has more than {most} bytes"))),
+            () => Ok(Some(bytes)),
+        }
+    }
+
+    /// Removes the history that was read: after a crash it would be an old one.
+    ///
+    /// # Errors
+    /// It is still there, or may be again after a power cut.
+    pub fn remove_history(&mut self) -> io::Result<()> {
+        let Some(left) = self.left.take() else { return Ok(()) };
+        let removed = fs::remove_file(left).and_then(|()| self.sync_folder());
+        removed.map_err(|error| self.about_history(&error.to_string()))
+    }
+
+    /// Puts the history beside the document, where there is nothing: what is not of a server stays as it is.
+    ///
+    /// # Errors
+    /// It is not there, or may not survive a power cut.
+    pub fn save_history(&mut self, stream: &[u8]) -> io::Result<()> {
+        let path = self.history();
+        let saved = match fs::symlink_metadata(&path) {
+            Ok(_) => Err(io::Error::other("something else is there; remove it")),
+            Err(_) => self
+                .write_beside(stream)
+                .and_then(|(new, file)| give_name((new, &file), &path))
+                .and_then(|()| self.sync_folder()),
+        };
+        // The document that it belongs to is worth keeping now.
+        self.is_new &= saved.is_err();
+        saved.map_err(|error| self.about_history(&error.to_string()))
+    }
+
+    fn history(&self) -> PathBuf {
+        with_history(&self.path)
+    }
+
+    fn about_history(&self, text: &str) -> io::Error {
+        io::Error::other(format!(
+            "the history in {} is not kept: {text}",
+            with_history(&self.named).display()
+        ))
+    }
+
     fn find(named: &Path) -> io::Result<KeptFile> {
         // Asked before anything is opened: opening a FIFO waits, and opening a device may do anything.
         if let Ok(metadata) = fs::metadata(named) {
@@ -118,7 +190,7 @@ impl KeptFile {
                     File::open(folder_of(&path)).is_ok_and(|folder| mount_of(&folder) != Some(mount))
                 });
                 let named = named.to_owned();
-                return Ok(KeptFile { named, path, file, is_mounted, is_new, was_empty: false });
+                return Ok(KeptFile { named, path, file, is_mounted, is_new, was_empty: false, left: None });
             }
         }
         Err(io::Error::other("something else replaces it all the time"))
@@ -187,15 +259,15 @@ impl KeptFile {
             lock(&other)?;
         }
         let (path, file) = self.write_beside(bytes)?;
-        let renamed = unless_the_disk_fails(file.sync_all()).and_then(|()| fs::rename(&path, &self.path));
-        if let Err(error) = renamed {
-            fs::remove_file(&path).ok();
-            return Err(error);
-        }
+        give_name((path, &file), &self.path)?;
         // The lock of the old one is let go when the new one, locked, has its name.
         self.file = file;
         self.is_new = false;
-        // The new name, too, must survive a power cut.
+        self.sync_folder()
+    }
+
+    /// Names, too, must survive a power cut.
+    fn sync_folder(&self) -> io::Result<()> {
         unless_the_disk_fails(File::open(folder_of(&self.path)).and_then(|folder| folder.sync_all()))
     }
 
@@ -285,6 +357,19 @@ impl Drop for KeptFile {
 /// An error whose text names the file.
 pub(crate) fn about(named: &Path, kind: ErrorKind, text: &str) -> io::Error {
     io::Error::new(kind, format!("--document {}: {text}", named.display()))
+}
+
+/// Gives a file that was written beside it its own name, in place of what has that name.
+fn give_name((new, file): (PathBuf, &File), name: &Path) -> io::Result<()> {
+    let renamed = unless_the_disk_fails(file.sync_all()).and_then(|()| fs::rename(&new, name));
+    if renamed.is_err() {
+        fs::remove_file(&new).ok();
+    }
+    renamed
+}
+
+fn with_history(path: &Path) -> PathBuf {
+    [path.as_os_str(), HISTORY.as_ref()].into_iter().collect::<OsString>().into()
 }
 
 /// Where a name leads, from the root: through links, also one whose target is yet to be made.

@@ -61,6 +61,7 @@ pub struct Server {
     /// Taken when it stops.
     running: Option<Threads>,
     saver: Option<Saver>,
+    log: Log,
     /// Where the document is kept, in words.
     #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command says it"))]
     kept: String,
@@ -74,6 +75,8 @@ pub(crate) struct Prepared {
     log: Log,
     pages: Pages,
     document: Value,
+    /// What an earlier server wrote out.
+    handed: Option<Vec<u8>>,
     file: Option<KeptFile>,
 }
 
@@ -92,11 +95,16 @@ impl Server {
         let log = if config.log { Log::to_stderr()? } else { Log::silent() };
         let pages = Pages::new(config.public.as_deref())?;
         let opened = config.document.as_deref().map(|path| KeptFile::open(path, config.max_document_bytes));
-        let (file, document) = match opened.transpose()? {
+        let (mut file, document) = match opened.transpose()? {
             Some((file, document)) => (Some(file), document),
             None => (None, Value::Object(Map::new())),
         };
-        Ok(Prepared { config, log, pages, document, file })
+        let read = file.as_mut().map_or(Ok(None), |file| file.read_history(most_history(&config)));
+        let handed = read.unwrap_or_else(|error| {
+            log.line(|| error.to_string());
+            None
+        });
+        Ok(Prepared { config, log, pages, document, handed, file })
     }
 }
 
@@ -108,11 +116,11 @@ pub(crate) fn own_process() {
 
 impl Prepared {
     pub fn listen(self) -> io::Result<Server> {
-        let Prepared { mut config, log, pages, document, file } = self;
+        let Prepared { mut config, log, pages, document, handed, file } = self;
         let capacity = Capacity::find(config.max_clients);
         config.max_clients = capacity.clients;
         let (ring_changed, changed) = bounded(1);
-        let started = Hub::start(config.clone(), document, log.clone(), ring_changed.clone());
+        let started = Hub::start(config.clone(), document, handed, log.clone(), ring_changed.clone());
         let (hub, threads) = started.map_err(|error| match &config.document {
             Some(path) if error.kind() == io::ErrorKind::InvalidData => {
                 kept_file::about(path, error.kind(), &error.to_string())
@@ -138,6 +146,7 @@ impl Prepared {
             listener: Mutex::default(),
             running: Some(threads),
             saver: None,
+            log: log.clone(),
             kept,
         };
         if let Some(file) = file {
@@ -149,6 +158,15 @@ impl Prepared {
         server.listener = Mutex::new(Some(listener));
         Ok(server)
     }
+}
+
+/// What a history beside the document may have in bytes. One of a server with larger limits is cut to these when it is
+/// read, unless it is absurd.
+fn most_history(config: &Config) -> usize {
+    const OTHER_LIMITS: usize = 64 << 20;
+    OTHER_LIMITS
+        .saturating_add(config.history_bytes.saturating_mul(2))
+        .saturating_add(config.max_document_bytes)
 }
 
 fn limits(config: &Config, capacity: Capacity) -> Limits {
@@ -240,7 +258,9 @@ impl Server {
         if let Some(listener) = self.listener.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             listener.stop(now + self.grace * 7 / 8);
         }
-        self.saver.take().map_or(Ok(()), |saver| saver.wait())
+        let saved = self.saver.take().map_or(Ok(()), |saver| saver.wait());
+        self.log.flush(self.grace / 16);
+        saved
     }
 }
 

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::config::Config;
-use crate::document;
+use crate::document::{self, Change};
 use crate::http::{Answer, Call, Exchange, MERGE_PATCH, Method};
 use crate::hub::Hub;
 use crate::hub::client::{Arrival, Until};
+use crate::hub::draft::{Draft, tag};
 use crate::hub::history::{Audience, EventData};
 use crate::lock::lock;
 use crate::seats::Seat;
@@ -162,22 +163,14 @@ impl Site {
         /// At which 64 bodies at once are no great matter.
         const LARGE_BODY: usize = 16 << 10;
         let _one_at_a_time = (body.len() > LARGE_BODY).then(|| lock(&self.large_bodies));
-        let is_delete = call.method == Method::Delete;
-        let mut value =
-            if is_delete { None } else { Some(document::parse(body, self.config.max_document_bytes)?) };
-        let id = self.hub.write(|document| {
-            if call.conditions.are_any() {
-                let tag = document.changed(topic).map(tag);
-                call.conditions.judge_write(tag.as_deref()).map_err(answers::failed)?;
-            }
-            let patch = match value.take() {
-                None => document.delete(topic),
-                Some(value) if call.method == Method::Put => document.put(topic, value),
-                Some(value) => document.patch(topic, value),
-            };
-            patch.map_err(Answer::from)
-        })?;
-        Ok(answers::published(id))
+        let parse = || document::parse(body, self.config.max_document_bytes);
+        let change = match call.method {
+            Method::Delete => Change::Delete,
+            Method::Put => Change::Put(parse()?),
+            _ => Change::Patch(parse()?),
+        };
+        let draft = Draft::Change(topic.cloned(), change, call.conditions.clone());
+        Ok(answers::published(self.hub.publish(draft)?))
     }
 
     /// Publishes a one-off event: JSON if the request says so, else text.
@@ -196,7 +189,7 @@ impl Site {
             Answer::refusal(400, text)
         })?;
         let data = EventData { text, is_json: call.is_json };
-        Ok(answers::published(self.hub.send(audience, &name, &data)?))
+        Ok(answers::published(self.hub.publish(Draft::OneOff(audience, name, data))?))
     }
 
     fn open_stream(
@@ -228,11 +221,6 @@ impl Site {
         };
         self.hub.join(audience, last_event_id, arrival);
     }
-}
-
-/// The `ETag` of what changed last with this id.
-fn tag(id: EventId) -> String {
-    format!("\"{id}\"")
 }
 
 /// Refuses a body that would be taken for something else.

@@ -1,6 +1,7 @@
 //! The thread that saves the document to its file.
 //!
-//! It saves at most once a second, or as `--save-every` says, and when the server stops, so that an SD card lives long.
+//! It saves at most once a second, or as `--save-every` says, and when the server stops, so that an SD card lives long; at a
+//! stop it puts the history beside it.
 //! The one rule: nobody waits for the disk longer than he said he would; the thread may stand still in it for as long as
 //! it likes.
 
@@ -107,6 +108,10 @@ impl Saver {
 
 impl Saving {
     fn run(&self, mut file: KeptFile, rung: &Receiver<()>) {
+        if let Err(error) = file.remove_history() {
+            self.log.line(|| error.to_string());
+            self.hub.forget_history();
+        }
         loop {
             let is_faulty = lock(&self.state).fault.is_some();
             rung.recv_timeout(if is_faulty { self.pause } else { Duration::MAX }).ok();
@@ -116,6 +121,7 @@ impl Saving {
             }
         }
         self.save(&mut file);
+        self.save_history(&mut file);
         // Whoever has waited may open it again.
         drop(file);
         lock(&self.state).has_ended = true;
@@ -125,6 +131,16 @@ impl Saving {
     fn stops_within(&self, pause: Duration) -> bool {
         let waited = self.told.wait_timeout_while(lock(&self.state), pause, |state| state.stop_by.is_none());
         waited.unwrap_or_else(PoisonError::into_inner).0.stop_by.is_some()
+    }
+
+    /// Puts beside the saved document what the next server goes on with.
+    fn save_history(&self, file: &mut KeptFile) {
+        if lock(&self.state).fault.is_none()
+            && let Some(stream) = self.hub.write_out()
+            && let Err(error) = file.save_history(&stream)
+        {
+            self.log.line(|| error.to_string());
+        }
     }
 
     fn save(&self, file: &mut KeptFile) {

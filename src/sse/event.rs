@@ -50,6 +50,13 @@ impl EventId {
             EventId { ms: self.ms, sequence: self.sequence + 1 }
         }
     }
+
+    /// The first id of another process that goes on after this one; `None` after an id that no clock can have made.
+    pub(crate) fn first_of_next(self, now_ms: u64, random_part: u32) -> Option<EventId> {
+        /// The end of the year 9999.
+        const END_MS: u64 = 253_402_300_799_999;
+        (self.ms < END_MS).then(|| EventId::first(now_ms.max(self.ms + 1), random_part))
+    }
 }
 
 impl fmt::Display for EventId {

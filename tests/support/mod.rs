@@ -101,6 +101,18 @@ pub fn request(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Answer {
+    let answer = try_request(address, method, path, headers, body);
+    answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+}
+
+/// The same, where the server may be gone.
+pub fn try_request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<Answer, ureq::Error> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(DEADLINE))
@@ -116,19 +128,19 @@ pub fn request(
     } else {
         agent.run(request.body(body.to_owned()).expect("a request"))
     };
-    let mut response = sent.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+    let mut response = sent?;
     let headers = response.headers().iter();
     let headers =
         headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()));
     let headers = headers.collect();
-    let mut body = response.body_mut().read_to_string().expect("a body");
+    let mut body = response.body_mut().read_to_string()?;
     let answer = Answer { status: response.status().as_u16(), headers, body: String::new() };
     // A file of the page's is sent as it is, and may be kept.
     let is_ours = answer.header("Cache-Control") == Some("no-store");
     if is_ours && !body.is_empty() && answer.header("Content-Type") == Some("application/json") {
         assert_eq!(body.pop(), Some('\n'), "every JSON answer ends with a line end");
     }
-    Answer { body, ..answer }
+    Ok(Answer { body, ..answer })
 }
 
 pub fn get(address: SocketAddr, path: &str) -> Answer {

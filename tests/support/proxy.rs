@@ -3,13 +3,15 @@
 //! Each is a process of its own, with a folder of its own for everything that it writes, without root, on a port of
 //! 127.0.0.1. Its end ends the process and removes the folder, also when the test panics.
 
+#![allow(dead_code, reason = "every test file uses its own part")]
+
 use std::fs;
-use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 
+use crate::places::{free_address, new_folder};
 use crate::support::{blocks, signal, wait_until};
 
 /// Where the README's statecast listens.
@@ -23,11 +25,30 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// nginx, as the README configures it.
+    /// nginx before one server, as the README configures it.
     pub fn nginx(server: SocketAddr) -> Proxy {
-        let block = blocks("nginx").concat();
+        let block = nginx_block(false);
         Proxy::nginx_with(|address| {
             let block = replaced(&block, README_SERVER, &server.to_string());
+            replaced(&block, "listen 80;", &format!("listen {address};"))
+        })
+    }
+
+    /// nginx before several servers, as the README configures it.
+    pub fn nginx_over(servers: &[SocketAddr]) -> Proxy {
+        let block = nginx_block(true);
+        Proxy::nginx_with(|address| {
+            let mut left = servers.iter();
+            let place = |line: &str| match line.trim_start().strip_prefix("server 127.") {
+                Some(rest) => {
+                    let server = left.next().expect("a server for each in the README");
+                    let rest = rest.trim_start_matches(|letter| ".:0123456789".contains(letter));
+                    format!("server {server}{rest}\n")
+                }
+                None => format!("{line}\n"),
+            };
+            let block: String = block.lines().map(place).collect();
+            assert!(left.next().is_none(), "the README has a server for each: {block}");
             replaced(&block, "listen 80;", &format!("listen {address};"))
         })
     }
@@ -40,7 +61,7 @@ impl Proxy {
     }
 
     fn nginx_with(site: impl FnOnce(SocketAddr) -> String) -> Proxy {
-        let (address, folder) = (free_address(), new_folder());
+        let (address, folder) = (free_address(), new_folder("proxy"));
         let path = folder.display();
         let folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
         let folders = folders.map(|name| format!("{name}_temp_path {path}/{name};\n")).concat();
@@ -58,7 +79,7 @@ impl Proxy {
 
     /// Caddy, as the README configures it, but without HTTPS: example.org is somebody else's.
     pub fn caddy(server: SocketAddr) -> Proxy {
-        let (address, folder) = (free_address(), new_folder());
+        let (address, folder) = (free_address(), new_folder("proxy"));
         let site = replaced(&blocks("caddy").concat(), README_SERVER, &server.to_string());
         let site = replaced(&site, "example.org", &format!("http://{address}"));
         // Its second port would be one for all.
@@ -115,31 +136,14 @@ impl Drop for Proxy {
     }
 }
 
+/// The README's configuration of nginx, before one server or before several.
+fn nginx_block(is_for_several: bool) -> String {
+    let blocks = blocks("nginx").into_iter().filter(|block| block.contains("upstream") == is_for_several);
+    blocks.collect::<Vec<_>>().concat()
+}
+
 /// The text with something in it replaced that must be there.
 fn replaced(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "the README's configuration has no {from:?}");
     text.replace(from, to)
-}
-
-/// An address that the kernel gives to nobody by itself: a proxy comes back to it after a restart.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = std::process::id() as u16 % 10_000;
-    for _ in 0..1_000 {
-        let number = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
-        let address = SocketAddr::from(([127, 0, 0, 1], 20_000 + number));
-        match TcpListener::bind(address) {
-            Ok(_) => return address,
-            Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse, "{address}"),
-        }
-    }
-    panic!("a thousand ports are taken")
-}
-
-fn new_folder() -> PathBuf {
-    static COUNT: AtomicU16 = AtomicU16::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let folder = std::env::temp_dir().join(format!("statecast-proxy-{}-{number}", std::process::id()));
-    fs::create_dir_all(&folder).expect("a folder for the proxy");
-    folder
 }

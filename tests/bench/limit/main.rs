@@ -143,60 +143,55 @@ impl Bench {
                 let ratio = disturbed.as_secs_f64() / undisturbed.as_secs_f64();
                 self.report.note(PART, "p99 with 10 stalled clients, to p99 without", "x", None, kind, ratio);
             }
-            let gone = until_gone(&server, crowd)?;
-            self.report.note(PART, "a vanished crowd is gone", "s", None, kind, gone.as_secs_f64());
         }
         for kind in kinds {
             let server = Process::start(kind)?;
             self.report.note(PART, "cold start", "ms", None, kind, server.start.as_secs_f64() * 1e3);
-            let mut crowd = Crowd::new(server.address, kind.dialect(), 1)?;
-            if kind == Kind::Nchan {
-                ask(server.address, "POST", "/pub", "@00.00000000@")?;
-            }
-            let before = Instant::now();
-            crowd.connect(clients, BURST)?;
-            let rate = clients as f64 / before.elapsed().as_secs_f64();
-            self.report.note(PART, "connects/s", "connects/s", base, kind, rate);
         }
         Ok(())
     }
 
-    /// One round of more fan-out threads on more cores, each measured by one thread on one core.
+    /// One round of more threads on more cores, each measured by statecast with one thread on one core.
     fn cores(&mut self) -> Done {
         const PART: &str = "cores";
         let clients = self.clients(4_000);
         let steady =
             Plan { publishers: 1, size: 200, per_second: Some(10.0), time: self.seconds(2.0), topics: 1 };
         let most = if has_two_cores() { 2 } else { 1 };
-        let cases = [(1, 1), (2, 1), (2, most), (4, most)];
-        let mut passing: [Vec<[f64; 2]>; 4] = Default::default();
-        let mut latencies = [const { Vec::new() }; 4];
+        let mut cases: Vec<_> = [(1, 1), (2, 1), (2, most), (4, most)]
+            .map(|(threads, cores)| (Kind::Statecast, threads, cores))
+            .into();
+        if has_nchan() {
+            cases.extend([(Kind::Nchan, 1, 1), (Kind::Nchan, most, most)]);
+        }
+        let mut passing = vec![Vec::new(); cases.len()];
+        let mut latencies = vec![Vec::new(); cases.len()];
         for _ in 0..3 {
-            for (case, (threads, cores)) in cases.into_iter().enumerate() {
-                let server = Process::start_with_threads(threads, cores)?;
-                let mut crowd = Crowd::new(server.address, Dialect::Statecast, 1)?;
-                crowd.connect(clients, BURST)?;
-                sleep(Duration::from_millis(300));
+            for (case, (kind, threads, cores)) in cases.iter().enumerate() {
+                let server = Process::start_with_threads(*kind, *threads, *cores)?;
+                let mut crowd = listen(&server, clients, 1)?;
                 let done = crowd.run(&steady)?;
                 latencies[case].push([0.5, 0.99].map(|quantile| done.latency(quantile).as_secs_f64()));
-                passing[case].push(pass_seconds(&server, threads)?);
+                if *kind == Kind::Statecast {
+                    passing[case].push(pass_seconds(&server, *threads)?);
+                }
             }
         }
-        for (case, (threads, cores)) in cases.into_iter().enumerate() {
-            let mut note = |what: &str, of: &dyn Fn(usize) -> f64| {
-                let name = format!("{what}, --threads {threads} on {cores} of the cores, to 1 on 1");
-                self.report.note(PART, &name, "x", None, Kind::Statecast, of(case) / of(0));
+        for (case, (kind, threads, cores)) in cases.into_iter().enumerate() {
+            let mut note = |what: &str, all: &[Vec<[f64; 2]>], index: usize| {
+                let of = |case: usize| median(all[case].iter().map(|both| both[index]));
+                let name = format!("{what}, {threads} on {cores} of the cores, to 1 on 1");
+                self.report.note(PART, &name, "x", None, kind, of(case) / of(0));
             };
-            let passing = |index: usize, case: usize| median(passing[case].iter().map(|both| both[index]));
-            // Threads that share a core pass one after the other, and then a pass of one says little.
-            if threads <= cores {
-                note("a pass over 4,000 subscribers that sleep", &|case| passing(0, case));
+            if kind == Kind::Statecast {
+                // Threads that share a core pass one after the other, and then a pass of one says little.
+                if threads <= cores {
+                    note("a pass over 4,000 subscribers that sleep", &passing, 0);
+                }
+                note("processor time of an event to 4,000 that sleep", &passing, 1);
             }
-            note("processor time of an event to 4,000 that sleep", &|case| passing(1, case));
-            for (index, name) in ["p50", "p99"].into_iter().enumerate() {
-                let of = |case: usize| median(latencies[case].iter().map(|both| both[index]));
-                note(&format!("latency {name} of 4,000 subscribers that read"), &of);
-            }
+            note("latency p50 of 4,000 subscribers that read", &latencies, 0);
+            note("latency p99 of 4,000 subscribers that read", &latencies, 1);
         }
         let ms = median(passing[0].iter().map(|both| both[0])) * 1e3;
         self.report.note(PART, "a pass over 4,000 subscribers, 1 thread", "ms", None, Kind::Statecast, ms);
@@ -342,14 +337,20 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// A server, and a crowd that listens to it.
 fn begin(kind: Kind, clients: usize, topics: usize) -> io::Result<(Process, Crowd)> {
     let server = Process::start(kind)?;
-    if kind == Kind::Nchan {
+    let crowd = listen(&server, clients, topics)?;
+    Ok((server, crowd))
+}
+
+/// A crowd that listens to a server that was just started.
+fn listen(server: &Process, clients: usize, topics: usize) -> io::Result<Crowd> {
+    if server.kind == Kind::Nchan {
         // Its subscribers start at the newest message.
         ask(server.address, "POST", "/pub", "@00.00000000@")?;
     }
-    let mut crowd = Crowd::new(server.address, kind.dialect(), topics)?;
+    let mut crowd = Crowd::new(server.address, server.kind.dialect(), topics)?;
     crowd.connect(clients, BURST)?;
     sleep(Duration::from_millis(300));
-    Ok((server, crowd))
+    Ok(crowd)
 }
 
 /// Subscribers that read nothing, and so much published that their sockets take no more.

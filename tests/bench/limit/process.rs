@@ -79,16 +79,15 @@ impl Process {
 
     /// Starts a bare server whose `init` is as large as asked; the others are told their document.
     pub fn start_with_init(kind: Kind, init_bytes: usize) -> io::Result<Process> {
-        Process::start_on(kind, init_bytes, "0", &[])
+        Process::start_on(kind, init_bytes, "0", 1)
     }
 
-    /// Starts statecast with so many fan-out threads, on so many of the first cores.
-    pub fn start_with_threads(threads: usize, cores: usize) -> io::Result<Process> {
-        let last = (cores - 1).to_string();
-        Process::start_on(Kind::Statecast, 2, &format!("0-{last}"), &["--threads", &threads.to_string()])
+    /// Starts statecast with so many fan-out threads, or nginx with so many workers, on so many of the first cores.
+    pub fn start_with_threads(kind: Kind, threads: usize, cores: usize) -> io::Result<Process> {
+        Process::start_on(kind, 2, &format!("0-{}", cores - 1), threads)
     }
 
-    fn start_on(kind: Kind, init_bytes: usize, cores: &str, arguments: &[&str]) -> io::Result<Process> {
+    fn start_on(kind: Kind, init_bytes: usize, cores: &str, threads: usize) -> io::Result<Process> {
         let mut command = on_cores(cores);
         let mut folder = None;
         let mut port = 0;
@@ -100,13 +99,14 @@ impl Process {
             }
             Kind::Statecast => {
                 // Heartbeats come when they come, and every subscriber is to get the same bytes.
-                command.args([STATECAST, "--listen", "127.0.0.1:0", "--heartbeat", "1h"]).args(arguments);
+                command.args([STATECAST, "--listen", "127.0.0.1:0", "--heartbeat", "1h"]);
+                command.args(["--threads", &threads.to_string()]);
             }
             Kind::Nchan => {
                 let place = std::env::temp_dir().join(format!("statecast-bench-{}", std::process::id()));
                 fs::create_dir_all(&place)?;
                 port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-                fs::write(place.join("nginx.conf"), nchan_configuration(port))?;
+                fs::write(place.join("nginx.conf"), nchan_configuration(port, threads))?;
                 command.arg("nginx").arg("-p").arg(&place).args(["-c", "nginx.conf", "-e", "error.log"]);
                 folder = Some(place);
             }
@@ -166,7 +166,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.child.kill().ok();
+        if self.kind == Kind::Nchan {
+            // Its workers end with it only if it is asked.
+            Command::new("kill").arg(self.child.id().to_string()).status().ok();
+        } else {
+            self.child.kill().ok();
+        }
         self.child.wait().ok();
         if let Some(folder) = &self.folder {
             fs::remove_dir_all(folder).ok();
@@ -205,10 +210,11 @@ pub fn stay_on_the_other_core() -> io::Result<()> {
     Ok(())
 }
 
-fn nchan_configuration(port: u16) -> String {
+fn nchan_configuration(port: u16, workers: usize) -> String {
+    let master = if workers > 1 { "on" } else { "off" };
     format!(
         "load_module {NCHAN};
-daemon off; master_process off; pid nginx.pid; worker_rlimit_nofile 20000;
+daemon off; master_process {master}; worker_processes {workers}; pid nginx.pid; worker_rlimit_nofile 20000;
 events {{ worker_connections 15000; }}
 http {{
     access_log off; tcp_nodelay on; nchan_shared_memory_size 256M; keepalive_requests 1000000000;

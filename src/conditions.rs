@@ -1,10 +1,10 @@
 //! The conditions of a request (RFC 9110, 13): what a client takes to be there, compared with what is.
 //!
-//! `call` reads them, `server` asks them under the lock of the write. The one rule: a write whose condition does not hold,
+//! `http` reads them, `hub` asks them under the lock of the write. The one rule: a write whose condition does not hold,
 //! or cannot be read, changes nothing.
 
 /// `If-Match` and `If-None-Match`. Several lines of one name are one list.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Conditions {
     pub if_match: Option<String>,
     pub if_none_match: Option<String>,
@@ -15,6 +15,18 @@ pub(crate) struct Conditions {
 pub(crate) enum Failed {
     IfMatch,
     IfNoneMatch,
+}
+
+impl Failed {
+    /// What a client should know of it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Failed::IfMatch => {
+                "what is there is not what If-Match names; GET it anew, and send its ETag, quotes included"
+            }
+            Failed::IfNoneMatch => "what is there is what If-None-Match rules out; nothing was changed",
+        }
+    }
 }
 
 impl Conditions {
