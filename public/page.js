@@ -16,7 +16,6 @@ const PERMIT_MS = 1_000;
 const WHEN_MS = 10_000;
 // Of a fault of the lab.
 const LONGEST_FAULT_MS = 300_000;
-const SLOW_READER_MS = 8_000;
 const STANDARD = 'https://html.spec.whatwg.org/multipage/server-sent-events.html';
 
 const byId = (id) => document.getElementById(id);
@@ -897,15 +896,19 @@ async function publishMuch() {
 async function readSlowly() {
 	await openWire();
 	if (!isPaused) togglePause();
-	const start = Date.now();
+	const stall = (ms) => inject(`lab/clients/${wireClient}/stall?for=${ms}ms`);
 	let { error } = await publishMuch();
 	// Firefox and WebKit read on, and keep what the page does not take.
-	if (!error && await when(() => wireState() === 'live', 2 * CLIENTS_EVERY_MS)) {
-		const ms = Math.max(SLOW_READER_MS, 2 * (Date.now() - start));
+	const readsOn = !error && await when(() => wireState() === 'live', 2 * CLIENTS_EVERY_MS);
+	if (readsOn) {
 		if (!hasLab) error = 'this browser reads on although the page does not; with `--lab` the server can help';
-		else ({ error } = await inject(`lab/clients/${wireClient}/stall?for=${ms}ms`));
+		else ({ error } = await stall(LONGEST_FAULT_MS));
 	}
 	if (!error) ({ error } = await publishMuch());
+	// So that it can be seen.
+	await new Promise((resolve) => { setTimeout(resolve, 2 * MARK_MS); });
+	// A fault takes the place of the one before.
+	if (readsOn && hasLab) await stall(1);
 	if (isPaused) togglePause();
 	return { error };
 }

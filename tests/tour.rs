@@ -119,7 +119,7 @@ tests_in_browsers! {
     what_is_happening_follows_what_happens_and_each_leads_into_a_standard: chromium, firefox, webkit;
     one_token_reads_and_writes_and_the_console_knows_of_no_refusal: chromium, firefox, webkit;
     a_page_that_may_read_asks_for_a_token_before_it_publishes_and_not_before: chromium, firefox, webkit;
-    without_javascript_the_page_says_so_at_the_top_and_shows_nothing_that_is_dead: chromium, webkit;
+    without_javascript_the_page_says_so_at_the_top_and_shows_nothing_that_is_dead: chromium, firefox, webkit;
     on_a_telephone_end_is_in_sight_and_a_line_of_the_wire_is_explained_above_the_lines: chromium, firefox, webkit;
 }
 

@@ -421,7 +421,15 @@ impl Browser {
             Kind::Chromium => {
                 self.devtools("Page.captureScreenshot", &json!({ "format": "png" }))["data"].clone()
             }
-            Kind::Firefox | Kind::WebKit => self.get("screenshot"),
+            Kind::Firefox => self.get("screenshot"),
+            Kind::WebKit => {
+                // Its picture is of the last frame, which may be old.
+                let drawn = "return new Promise((resolve) => {
+                    requestAnimationFrame(() => requestAnimationFrame(() => resolve(0)));
+                })";
+                self.run(drawn, &[]);
+                self.get("screenshot")
+            }
         };
         decode_base64(picture.as_str().expect("a picture"))
     }
