@@ -57,6 +57,32 @@ fn a_restart_loses_nothing(server: &Server, proxy: &mut Proxy) {
     assert_eq!(stream.next_but_heartbeats().id(), id);
 }
 
+#[test]
+#[ignore = "needs nginx, openssl and curl: tests/all installs them"]
+fn over_https_each_sensor_has_a_key_for_its_own_topic_alone() {
+    let server = start_with(|config| config.publish_token = Token::new("TOKEN").ok());
+    let proxy = Proxy::nginx_of_sensors(server.address());
+    let status = |key: &str, topic: &str| {
+        let url = format!("https://{}/state/{topic}", proxy.address);
+        let authorization = format!("Authorization: Bearer {key}");
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-sk", "-o", "/dev/null", "-w", "%{http_code}", "-d", "1", "-H", &authorization, &url]);
+        String::from_utf8(curl.output().unwrap().stdout).unwrap()
+    };
+    let table = [
+        ("key-of-kitchen", "kitchen", "200"),
+        ("key-of-kitchen", "hall", "401"),
+        ("key-of-hall", "hall", "200"),
+        ("key-of-hall", "kitchen", "401"),
+        ("nobody", "kitchen", "401"),
+        ("TOKEN", "porch", "200"),
+    ];
+    for (key, topic, expected) in table {
+        assert_eq!(status(key, topic), expected, "{key} {topic}");
+    }
+    assert_eq!(server.state().to_string(), r#"{"hall":1,"kitchen":1,"porch":1}"#);
+}
+
 /// The token opens the way through, for the page too, and nothing else does.
 fn writes_need_the_token(proxy: &Proxy) {
     let put = |headers: &[(&str, &str)]| request(proxy.address, "PUT", "/state/a", headers, "1").status;

@@ -118,16 +118,29 @@ fn the_request_of_the_readme_is_one() {
     assert_eq!(get(server.address(), "/state").body, r#"{"kitchen":{"temp":21.5}}"#);
 }
 
+/// What a forge calls a heading in links.
+fn anchor(heading: &str) -> String {
+    let kept = heading.to_lowercase().replace(' ', "-");
+    kept.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
+}
+
 #[test]
 fn every_link_within_the_readme_leads_to_a_heading() {
     let headings = README.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
-    let anchor = |heading: &str| -> String {
-        let kept = heading.to_lowercase().replace(' ', "-");
-        kept.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
-    };
     let anchors: Vec<String> = headings.map(anchor).collect();
     for link in README.split("](#").skip(1).map(|rest| rest.split(')').next().unwrap()) {
         assert!(anchors.iter().any(|anchor| anchor == link), "#{link} is no heading");
+    }
+}
+
+#[test]
+fn the_contents_lead_to_every_chapter() {
+    let (_, contents) = README.split_once("| you want to | read |\n").unwrap();
+    let contents: Vec<&str> = contents.lines().take_while(|line| line.starts_with('|')).collect();
+    let contents = contents.concat();
+    for chapter in README.lines().filter_map(|line| line.strip_prefix("## ")) {
+        let is_there = contents.contains(&format!("](#{})", anchor(chapter)));
+        assert!(is_there || chapter == "License", "the contents lack {chapter}");
     }
 }
 

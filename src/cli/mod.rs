@@ -5,6 +5,7 @@ mod options;
 mod publish;
 mod serve;
 mod settings;
+#[cfg(unix)]
 mod signals;
 mod tail;
 mod takeover;
@@ -15,6 +16,16 @@ use std::process::ExitCode;
 use crate::server;
 
 use commands::{Action, Command};
+
+/// Elsewhere Ctrl-C ends the process at once.
+#[cfg(not(unix))]
+mod signals {
+    pub fn outlive_file_limits() {}
+
+    pub fn watch(_tell: impl FnMut(libc::c_int)) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Does what the arguments of this process say, and returns what it is to end with: 0 done, 1 failed, 2 wrong usage. To be
 /// called first, while there is only one thread: it takes the signals that end a process.

@@ -113,6 +113,7 @@ impl Shown<'_> {
 
 /// Closes the source when nobody reads the output any longer. `tail | head -1` ends with the first line, and does not wait
 /// for the second.
+#[cfg(unix)]
 #[allow(unsafe_code)]
 fn close_with_stdout(source: EventSourceHandle) -> io::Result<()> {
     let wait = move || {
@@ -128,6 +129,12 @@ fn close_with_stdout(source: EventSourceHandle) -> io::Result<()> {
     };
     // The thread waits for as long as the process lives.
     thread::Builder::new().name("stdout".into()).spawn(wait).map(drop)
+}
+
+/// Elsewhere the next line that cannot be written ends it.
+#[cfg(not(unix))]
+fn close_with_stdout(_source: EventSourceHandle) -> io::Result<()> {
+    Ok(())
 }
 
 /// Ends the process when its time is over, whatever it waits for: a connection cannot be given up while it is made.

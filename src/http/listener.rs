@@ -8,7 +8,6 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -21,7 +20,7 @@ use tiny_http::Request;
 use crate::http::Exchange;
 use crate::http::allocator::{self, TINY_HTTP};
 use crate::http::keeper::{Keeper, poke};
-use crate::http::socket::{DEFERS, defer_accept, is_listening, stop_listening};
+use crate::http::socket::{DEFERS, Descriptor, defer_accept, descriptor_of, is_listening, stop_listening};
 use crate::http::turn::{Begun, Table, Turn};
 use crate::lock::lock;
 use crate::log::Log;
@@ -118,7 +117,7 @@ pub(super) struct Core {
 pub(super) struct Intake {
     http: tiny_http::Server,
     /// What its accept thread listens on, for as long as that thread lives.
-    descriptor: RawFd,
+    descriptor: Descriptor,
     /// Requests that were taken from the queue, placed, and not begun. Held while one is taken; who waits for it waits
     /// for requests.
     taken: Mutex<VecDeque<Begun>>,
@@ -401,7 +400,7 @@ impl Intake {
     /// A tiny_http that accepts on a clone of the listener; and whether its heads are bounded.
     fn start(listening: &TcpListener) -> io::Result<(Intake, bool)> {
         let listener = listening.try_clone()?;
-        let descriptor = listener.as_raw_fd();
+        let descriptor = descriptor_of(&listener);
         let start = || {
             let heads_are_bounded = allocator::heads_are_bounded();
             let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;

@@ -9,6 +9,7 @@ mod body;
 mod call;
 mod keeper;
 mod listener;
+#[cfg_attr(not(unix), path = "socket/none.rs")]
 mod socket;
 mod turn;
 mod writer;
@@ -146,8 +147,8 @@ impl<'a> Exchange<'a> {
 
     /// Begins a stream: where its bytes go, and the head that they begin with. Writing to it returns at once.
     pub fn stream(self, head: &Answer) -> (Box<dyn Wire>, Vec<u8>) {
-        // Its connection ends with it; the last chunk says so.
-        let framing = Framing { is_last: self.call.is_http_1_0, ..self.framing() };
+        // Its connection ends with it; the last chunk says so. Where we cannot end it, the peer is told to.
+        let framing = Framing { is_last: self.call.is_http_1_0 || !socket::ARE_FOUND, ..self.framing() };
         (Box::new(self.turn.into_stream(self.request)), head.head(framing))
     }
 

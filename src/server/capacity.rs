@@ -81,6 +81,7 @@ fn clients_in(bytes: usize) -> usize {
 }
 
 /// Raises the limit on descriptors as far as this process may, and returns it.
+#[cfg(unix)]
 #[allow(unsafe_code)]
 fn raise_descriptor_limit() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -95,6 +96,11 @@ fn raise_descriptor_limit() -> usize {
         }
     }
     usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
+
+#[cfg(not(unix))]
+fn raise_descriptor_limit() -> usize {
+    usize::MAX
 }
 
 /// Bytes that can be had without swapping, within the control groups that this process is in.
@@ -131,12 +137,22 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// Threads that can be started; `None` where there is no limit.
-#[allow(unsafe_code)]
 fn free_threads() -> Option<usize> {
     let groups = control_groups("pids").into_iter();
     let in_groups = groups.filter_map(|group| {
         Some(number_in(&group.join("pids.max"))?.saturating_sub(number_in(&group.join("pids.current"))?))
     });
+    in_groups.chain(free_threads_of_user()).min()
+}
+
+#[cfg(not(unix))]
+fn free_threads_of_user() -> Option<usize> {
+    None
+}
+
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn free_threads_of_user() -> Option<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes to a live rlimit and keeps no pointer to it; geteuid takes no argument and cannot fail.
     let is_limited = unsafe {
@@ -149,8 +165,7 @@ fn free_threads() -> Option<usize> {
         let text = fs::read_to_string("/proc/loadavg").ok()?;
         text.split('/').nth(1)?.split(' ').next()?.parse::<usize>().ok()
     };
-    let of_user = is_limited.then(|| (limit.rlim_cur as usize).saturating_sub(running().unwrap_or(0)));
-    in_groups.chain(of_user).min()
+    is_limited.then(|| (limit.rlim_cur as usize).saturating_sub(running().unwrap_or(0)))
 }
 
 /// The folders of the control groups that this process is in, from its own up to the root.

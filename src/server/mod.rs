@@ -7,6 +7,7 @@ pub mod access;
 mod answers;
 pub mod capacity;
 pub mod handle;
+#[cfg_attr(not(unix), path = "kept_file/none.rs")]
 mod kept_file;
 mod lab;
 mod pages;

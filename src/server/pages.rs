@@ -4,11 +4,14 @@
 //! the path is written, wherever links lead, and whatever changes meanwhile. Only the script is there for every folder
 //! that has none of its own.
 
+#[cfg(unix)]
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+#[cfg(unix)]
 use std::os::fd::{AsRawFd, FromRawFd};
+#[cfg(unix)]
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -125,6 +128,7 @@ fn resolve(folder: &Path, path: &Path) -> io::Result<PathBuf> {
 
 /// Opens a plain file at a real path inside the folder. Each step goes from an open folder to what is in it and follows
 /// no link, because whoever may write there can put one in the place of what was resolved.
+#[cfg(unix)]
 fn open_in(folder: &Path, real: &Path) -> io::Result<File> {
     const STEP: libc::c_int = libc::O_DIRECTORY;
     // Without O_NONBLOCK, opening a FIFO would wait for its writer.
@@ -142,13 +146,20 @@ fn open_in(folder: &Path, real: &Path) -> io::Result<File> {
     if open.metadata()?.is_file() { Ok(open) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
+/// Elsewhere what stands there now is opened.
+#[cfg(not(unix))]
+fn open_in(_folder: &Path, real: &Path) -> io::Result<File> {
+    if real.symlink_metadata()?.is_file() { File::open(real) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
 /// Lets a 32-bit system open files beyond 2 GiB.
 #[cfg(target_os = "linux")]
 const LARGE_FILE: libc::c_int = libc::O_LARGEFILE;
-#[cfg(not(target_os = "linux"))]
+#[cfg(all(unix, not(target_os = "linux")))]
 const LARGE_FILE: libc::c_int = 0;
 
 /// Opens for reading what has this name in an open folder, unless it is a link.
+#[cfg(unix)]
 #[allow(unsafe_code)]
 fn open_at(folder: &File, name: &OsStr, flags: libc::c_int) -> io::Result<File> {
     let name = CString::new(name.as_bytes())?;

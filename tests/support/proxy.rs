@@ -34,6 +34,31 @@ impl Proxy {
         })
     }
 
+    /// The same for HTTPS, and with a key for each sensor, as the README has both.
+    pub fn nginx_of_sensors(server: SocketAddr) -> Proxy {
+        let [https, rights] = blocks("conf")[..] else { panic!("the README has two") };
+        let (keys, header) = rights.split_once("}\n").expect("a map, and a line for the location");
+        let folder = new_folder("certificate");
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj"])
+            .args(["/CN=example.org", "-keyout", "privkey.pem", "-out", "fullchain.pem"])
+            .current_dir(&folder)
+            .output()
+            .expect("openssl: tests/all installs it");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let certificates = folder.display().to_string();
+        let proxy = Proxy::nginx_with(|address| {
+            let block = replaced(&nginx_block(false), README_SERVER, &server.to_string());
+            let block = replaced(&block, "    listen 80;\n", https);
+            let block = replaced(&block, "443", &address.to_string());
+            let block = replaced(&block, "/etc/letsencrypt/live/example.org", &certificates);
+            let location = "    location / {\n";
+            format!("{keys}}}\n{}", replaced(&block, location, &format!("{location}{header}")))
+        });
+        fs::remove_dir_all(folder).ok();
+        proxy
+    }
+
     /// nginx before several servers, as the README configures it.
     pub fn nginx_over(servers: &[SocketAddr]) -> Proxy {
         let block = nginx_block(true);

@@ -26,6 +26,8 @@ mod kernel;
 pub(super) use kernel::{DEFERS, defer_accept};
 use kernel::{cookie_of, facts_of, open_descriptors, unacknowledged_of};
 
+pub(super) use std::os::fd::RawFd as Descriptor;
+
 /// One that is not found has ended.
 pub(super) const ARE_FOUND: bool = true;
 
@@ -397,6 +399,11 @@ fn option(descriptor: RawFd, level: libc::c_int, name: libc::c_int, value: &mut 
     // SAFETY: the kernel writes no more than `length` bytes to the place; a number that names no socket is an error.
     let done = unsafe { libc::getsockopt(descriptor, level, name, place, &raw mut length) };
     (done == 0).then_some(length as usize)
+}
+
+/// The descriptor that it listens on.
+pub(super) fn descriptor_of(listener: &TcpListener) -> Descriptor {
+    listener.as_raw_fd()
 }
 
 /// Whether the descriptor is a socket that listens at `address`.
