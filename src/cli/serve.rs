@@ -5,10 +5,6 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixDatagram;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -106,7 +102,7 @@ fn network(listens: SocketAddr) -> String {
     if !listens.ip().is_unspecified() {
         return String::new();
     }
-    let text = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+    let Ok(text) = std::fs::read_to_string("/proc/net/fib_trie") else { return String::new() };
     let (mut urls, mut leaf) = (Vec::new(), "");
     for line in text.lines().map(str::trim) {
         leaf = line.strip_prefix("|-- ").unwrap_or(leaf);
@@ -122,17 +118,24 @@ fn network(listens: SocketAddr) -> String {
 }
 
 /// Tells a service manager that has asked for it (`Type=notify` of systemd). Nobody is there to hear of an error.
+#[cfg(target_os = "linux")]
 fn notify(state: &str) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match path.as_bytes().strip_prefix(b"@") {
-        Some(name) => unix::net::SocketAddr::from_abstract_name(name),
-        None => unix::net::SocketAddr::from_pathname(&path),
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
     };
     if let (Ok(socket), Ok(address)) = (UnixDatagram::unbound(), address) {
         socket.set_nonblocking(true).ok();
         socket.send_to_addr(state.as_bytes(), &address).ok();
     }
 }
+
+#[cfg(not(target_os = "linux"))]
+fn notify(_state: &str) {}
 
 /// Stops the server within the grace; sooner, but not before the document is saved, for somebody who is impatient.
 fn stop(

@@ -180,7 +180,7 @@ pub(super) fn see_heads(count: u64) {
     SEEN_HEADS.fetch_max(count, Ordering::Relaxed);
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(plain_unix)))]
 #[allow(unsafe_code)]
 fn is_named_tiny_http() -> bool {
     let mut name = [0u8; 16];
@@ -189,7 +189,8 @@ fn is_named_tiny_http() -> bool {
     done == 0 && name.split(|byte| *byte == 0).next() == Some(TINY_HTTP.as_bytes())
 }
 
-#[cfg(not(target_os = "linux"))]
+/// Elsewhere a thread has no name of the one that started it.
+#[cfg(not(all(target_os = "linux", not(plain_unix))))]
 fn is_named_tiny_http() -> bool {
     false
 }

@@ -21,7 +21,7 @@ use tiny_http::Request;
 use crate::http::Exchange;
 use crate::http::allocator::{self, TINY_HTTP};
 use crate::http::keeper::Keeper;
-use crate::http::socket::{is_listening, stop_listening};
+use crate::http::socket::{DEFERS, defer_accept, is_listening, stop_listening};
 use crate::http::turn::{Begun, Table, Turn};
 use crate::lock::lock;
 use crate::log::Log;
@@ -408,27 +408,8 @@ impl Intake {
 /// How long the kernel keeps a silent connection to itself: it doubles the time between its tries, from one second on.
 fn deferral(head: Duration) -> Duration {
     let steps = [7, 3, 1, 0].map(Duration::from_secs);
-    let fits = |step: &Duration| cfg!(target_os = "linux") && *step <= head;
+    let fits = |step: &Duration| DEFERS && *step <= head;
     steps.into_iter().find(fits).unwrap_or_default()
-}
-
-/// Has the kernel keep connections to itself until they say something, or for that long.
-#[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
-fn defer_accept(socket: &Socket, deferred: Duration) -> io::Result<()> {
-    let seconds = deferred.as_secs() as libc::c_int;
-    let (place, length) = ((&raw const seconds).cast(), size_of_val(&seconds) as libc::socklen_t);
-    let option = libc::TCP_DEFER_ACCEPT;
-    // SAFETY: the descriptor is open, and the option is one int.
-    match unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, place, length) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn defer_accept(_socket: &Socket, _deferred: Duration) -> io::Result<()> {
-    Ok(())
 }
 
 /// A listening socket. On Linux the sockets that it accepts inherit its options.

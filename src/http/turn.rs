@@ -16,7 +16,7 @@ use tiny_http::{Header, Request};
 
 use crate::http::body::has_body_to_come;
 use crate::http::listener::Limits;
-use crate::http::socket::{Identity, Sockets};
+use crate::http::socket::{ARE_FOUND, Identity, Sockets};
 use crate::lock::lock;
 use crate::metrics::Metrics;
 use crate::wire::Wire;
@@ -338,7 +338,7 @@ impl Turn {
     /// Whether the peer has closed its side, or could have: where sockets can be found, one that is not has ended.
     pub fn has_ended(&self) -> bool {
         let facts = self.connection.identity.and_then(Identity::facts);
-        facts.map_or(cfg!(target_os = "linux"), |facts| !facts.is_open)
+        facts.map_or(ARE_FOUND, |facts| !facts.is_open)
     }
 
     /// A place among those that wait for slow peers; none is taken yet.
@@ -512,7 +512,7 @@ fn weight(request: &Request) -> usize {
     REQUEST + request.url().len() + headers.map(text).sum::<usize>() + body
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::net::TcpStream;

@@ -1,12 +1,13 @@
 //! The sockets that tiny_http hides.
 //!
 //! tiny_http shows no socket, but its descriptors are this process's own: the one whose peer is the request's is
-//! found among them. tiny_http may close a descriptor at any time, and its number is used again. The one rule: what
-//! changes a socket is done through a copy of the descriptor, compared first. What only asks is asked of the number,
-//! and counts if the number has the right cookie afterwards: a socket that gave its number away never gets it back.
+//! found among them. What Linux alone says of a socket is in `linux`, and what every Unix says in its plain twin `other`;
+//! where a socket is no descriptor, `none` stands for all of it. The one rule: tiny_http may close a descriptor at any
+//! time, and its number is used again. So what changes a socket is done through a copy of the descriptor, compared first.
+//! What only asks is asked of the number, and counts if the number has the right cookie afterwards: a socket that gave
+//! its number away never gets it back.
 
 use std::collections::HashMap;
-use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::mem::MaybeUninit;
@@ -18,10 +19,20 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::lock::lock;
 
+#[cfg_attr(all(target_os = "linux", not(plain_unix)), path = "linux.rs")]
+#[cfg_attr(not(all(target_os = "linux", not(plain_unix))), path = "other.rs")]
+mod kernel;
+
+pub(super) use kernel::{DEFERS, defer_accept};
+use kernel::{cookie_of, facts_of, open_descriptors, unacknowledged_of};
+
+/// One that is not found has ended.
+pub(super) const ARE_FOUND: bool = true;
+
 /// Tells a socket from every other, also from one with the same peer, and says where it was found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Identity {
-    /// The kernel's number for it, which no other socket ever gets.
+    /// What the kernel knows it by.
     cookie: u64,
     /// tiny_http has two descriptors for each connection that it reads; the same one twice where it has one.
     descriptors: [RawFd; 2],
@@ -50,7 +61,7 @@ impl Identity {
 
     /// Bytes that were written and not acknowledged by the peer.
     pub fn unacknowledged(self) -> Option<u64> {
-        self.ask(|descriptor| queued(descriptor, libc::TIOCOUTQ))
+        self.ask(unacknowledged_of)
     }
 
     /// Asks the socket, as long as tiny_http keeps it; also when its connection has ended.
@@ -71,7 +82,7 @@ pub(super) struct Facts {
     pub is_open: bool,
 }
 
-/// The connections that came in through one listener. Without cookies, which Linux alone has, it finds none.
+/// The connections that came in through one listener.
 pub(super) struct Sockets {
     port: u16,
     known: Mutex<Known>,
@@ -324,12 +335,7 @@ impl Hand {
         let holding = self.holding.as_raw_fd();
         // SAFETY: the number that changes its meaning is the hand's own, which nobody else uses while `self` is borrowed.
         // The other may be any number; one that is not open is an error.
-        #[cfg(target_os = "linux")]
-        let taken = unsafe { libc::dup3(descriptor, holding, libc::O_CLOEXEC) };
-        // SAFETY: as above.
-        #[cfg(not(target_os = "linux"))]
-        let taken = unsafe { libc::dup2(descriptor, holding) };
-        taken >= 0
+        unsafe { kernel::duplicate(descriptor, holding) >= 0 }
     }
 }
 
@@ -379,48 +385,6 @@ fn option(descriptor: RawFd, level: libc::c_int, name: libc::c_int, value: &mut 
     (done == 0).then_some(length as usize)
 }
 
-#[cfg(target_os = "linux")]
-fn cookie_of(descriptor: RawFd) -> Option<u64> {
-    let mut cookie = [0];
-    option(descriptor, libc::SOL_SOCKET, libc::SO_COOKIE, &mut cookie).map(|_| cookie[0])
-}
-
-#[cfg(not(target_os = "linux"))]
-fn cookie_of(_descriptor: RawFd) -> Option<u64> {
-    None
-}
-
-#[cfg(target_os = "linux")]
-fn facts_of(descriptor: RawFd) -> Option<Facts> {
-    /// The state of a connection that both sides use.
-    const ESTABLISHED: u8 = 1;
-    /// One whose peer has closed its side; the kernel counts the end as a byte.
-    const CLOSE_WAIT: u8 = 8;
-    /// Where the kernel's `tcp_info` has `tcpi_bytes_received`, since Linux 4.1; libc's is shorter.
-    const RECEIVED: usize = 128 / size_of::<u64>();
-    let mut info = [0u64; 32];
-    let length = option(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
-    if length < (RECEIVED + 1) * size_of::<u64>() {
-        return None;
-    }
-    let state = info[0].to_ne_bytes()[0];
-    let received = info[RECEIVED].saturating_sub(u64::from(state == CLOSE_WAIT));
-    Some(Facts { received, unread: queued(descriptor, libc::FIONREAD)?, is_open: state == ESTABLISHED })
-}
-
-#[cfg(not(target_os = "linux"))]
-fn facts_of(_descriptor: RawFd) -> Option<Facts> {
-    None
-}
-
-#[allow(unsafe_code)]
-fn queued(descriptor: RawFd, which: libc::Ioctl) -> Option<u64> {
-    let mut count: libc::c_int = 0;
-    // SAFETY: both requests write one int to where they are told; a number that names no socket is an error.
-    let done = unsafe { libc::ioctl(descriptor, which, &raw mut count) };
-    (done == 0).then_some(count as u64)
-}
-
 /// Whether the descriptor is a socket that listens at `address`.
 pub(super) fn is_listening(descriptor: RawFd, address: SocketAddr) -> bool {
     let mut listens = [0];
@@ -434,20 +398,7 @@ pub(super) fn stop_listening(listener: &TcpListener) {
     SockRef::from(listener).shutdown(Shutdown::Both).ok();
 }
 
-/// The numbers of all open descriptors, or of all that could be.
-fn open_descriptors() -> Vec<RawFd> {
-    let numbers = || -> io::Result<Vec<RawFd>> {
-        let mut numbers = Vec::new();
-        for entry in fs::read_dir("/proc/self/fd")? {
-            numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
-        }
-        Ok(numbers)
-    };
-    // Without /proc, or without a descriptor to read it.
-    numbers().unwrap_or_else(|_| (0..4_096).collect())
-}
-
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 mod tests {
     use super::*;
