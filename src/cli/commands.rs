@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{fmt, slice};
 
 use crate::cli::options::{self, SETTINGS};
-use crate::cli::settings::Set::{List, Switch, Token, TokenFile};
+use crate::cli::settings::Set::{Switch, Token, TokenFile};
 use crate::cli::settings::{self, Read, Setting, count_from_1, did_you_mean, option, quoted};
 use crate::client::event_source::EventSourceInit;
 use crate::client::http::{header_map, may_pass};
@@ -88,7 +88,7 @@ const ACCESS: &[Setting<Task>] = &[
             client.init.proxy = Some(text.to_owned());
             Ok(())
         }),
-    option("header", "", "a further 'Name: value' of each request; once for each").sets(List(
+    option("header", "", "a further 'Name: value' of each request; once for each").lists(
         "HEADER",
         |client, text| {
             let (name, value) = text.split_once(':').ok_or("'Name: value'")?;
@@ -97,7 +97,7 @@ const ACCESS: &[Setting<Task>] = &[
             client.init.headers.push(header);
             Ok(())
         },
-    )),
+    ),
     option("timeout", "10s", "fail where nobody answers for so long; not for a tail that goes on")
         .reads("TIME", |client, text| duration(text).map(|time| client.timeout = Some(time))),
 ];
@@ -106,10 +106,10 @@ const ACCESS: &[Setting<Task>] = &[
 const VARIABLES: usize = 3;
 
 const TAIL: &[Setting<Task>] = &[
-    option("event", "", "show events of this name only; once for each").sets(List("NAME", |client, text| {
+    option("event", "", "show events of this name only; once for each").lists("NAME", |client, text| {
         client.events.push(text.to_owned());
         Ok(())
-    })),
+    }),
     option("state", "", "show the document after each change instead")
         .sets(Switch(|client| &mut client.state)),
     option("once", "", "show the document, and exit").sets(Switch(|client| &mut client.once)),

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use crate::cli::commands;
-use crate::cli::settings::Set::{List, Path, Size, Switch, Time, Token, TokenFile};
+use crate::cli::settings::Set::{Path, Size, Switch, Time, Token, TokenFile};
 use crate::cli::settings::{self, Read, Setting, count, count_from_1, did_you_mean, option, quoted};
 use crate::config::{Config, Origin};
 #[cfg(feature = "redis")]
@@ -27,7 +27,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         Ok(())
     }),
     option("document", "", "keep the document in this file; without it a restart forgets it")
-        .sets(Path("FILE", |config| &mut config.document)),
+        .sets(Path(|config| &mut config.document)),
     option("redis", "", "share document and history with other servers: redis://HOST:PORT")
         .reads("URL", redis),
     option("redis-file", "", "the same, read from a file").reads("FILE", redis_file),
@@ -58,7 +58,7 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
         .sets(Size(|config| &mut config.client_buffer_bytes)),
     option("grace", "5s", "how long stopping may take").sets(Time(|config| &mut config.grace)),
     option("public", "", "serve this folder instead of the built-in page")
-        .sets(Path("DIR", |config| &mut config.public)),
+        .takes("DIR", Path(|config| &mut config.public)),
     option("publish-token", "", "who has it may write, from wherever; needed behind a proxy")
         .sets(Token(|config| &mut config.publish_token)),
     option("publish-token-file", "", "the same, read from a file")
@@ -68,12 +68,12 @@ pub(crate) const SETTINGS: &[Setting<Config>] = &[
     option("subscribe-token-file", "", "the same, read from a file")
         .sets(TokenFile(|config| &mut config.subscribe_token)),
     option("allow-origin", "", "let pages of this origin in; once for each, or several with commas between")
-        .sets(List("ORIGIN", |config, text| {
+        .lists("ORIGIN", |config, text| {
             for origin in text.split(',') {
                 config.allow_origin.push(Origin::new(origin.trim())?);
             }
             Ok(())
-        })),
+        }),
     option("open", "", "let anybody who can connect write, not this machine alone")
         .sets(Switch(|config| &mut config.open)),
     option("lab", "", "let whoever may write break connections, to see clients heal: GET /lab")

@@ -30,12 +30,12 @@ pub(crate) enum Set<T: 'static> {
     Size(fn(&mut T) -> &mut usize),
     Token(fn(&mut T) -> &mut Option<Token>),
     TokenFile(fn(&mut T) -> &mut Option<Token>),
-    /// A path has any bytes. The help calls it `FILE` or `DIR`.
-    Path(&'static str, fn(&mut T) -> &mut Option<PathBuf>),
+    /// A path has any bytes.
+    Path(fn(&mut T) -> &mut Option<PathBuf>),
     /// UTF-8 that a function reads. An error is what would be right.
-    Text(&'static str, fn(&mut T, &str) -> Result<(), String>),
+    Text(fn(&mut T, &str) -> Result<(), String>),
     /// The same, and the option may be given several times.
-    List(&'static str, fn(&mut T, &str) -> Result<(), String>),
+    List(fn(&mut T, &str) -> Result<(), String>),
 }
 
 /// What the help says of an option.
@@ -49,15 +49,19 @@ pub(crate) const fn option(name: &'static str, default: &'static str, help: &'st
 impl Row {
     /// Ends the row.
     pub const fn sets<T>(self, set: Set<T>) -> Setting<T> {
-        let Row(name, default, help) = self;
         let value = match &set {
             Set::Switch(_) => "",
             Set::Time(_) => "TIME",
             Set::Size(_) => "SIZE",
             Set::Token(_) => "TOKEN",
-            Set::TokenFile(_) => "FILE",
-            Set::Path(value, _) | Set::Text(value, _) | Set::List(value, _) => value,
+            Set::TokenFile(_) | Set::Path(_) | Set::Text(_) | Set::List(_) => "FILE",
         };
+        self.takes(value, set)
+    }
+
+    /// Ends the row, where the help has another word for the value.
+    pub const fn takes<T>(self, value: &'static str, set: Set<T>) -> Setting<T> {
+        let Row(name, default, help) = self;
         Setting { name, value, default, help, set }
     }
 
@@ -67,7 +71,16 @@ impl Row {
         value: &'static str,
         set: fn(&mut T, &str) -> Result<(), String>,
     ) -> Setting<T> {
-        self.sets(Set::Text(value, set))
+        self.takes(value, Set::Text(set))
+    }
+
+    /// The same, for an option that may be given several times.
+    pub const fn lists<T>(
+        self,
+        value: &'static str,
+        set: fn(&mut T, &str) -> Result<(), String>,
+    ) -> Setting<T> {
+        self.takes(value, Set::List(set))
     }
 }
 
@@ -99,8 +112,8 @@ impl<T> Setting<T> {
             Set::Size(place) => text().and_then(size).map(|bytes| *place(target) = bytes),
             Set::Token(place) => text().and_then(Token::new).map(|token| *place(target) = Some(token)),
             Set::TokenFile(place) => token_in(value).map(|token| *place(target) = Some(token)),
-            Set::Path(_, place) => path(value).map(|path| *place(target) = Some(path)),
-            Set::Text(_, set) | Set::List(_, set) => text().and_then(|text| set(target, text)),
+            Set::Path(place) => path(value).map(|path| *place(target) = Some(path)),
+            Set::Text(set) | Set::List(set) => text().and_then(|text| set(target, text)),
         };
         result.map_err(|right| {
             let shown = if self.is_secret() { String::new() } else { format!(" {}", quoted(value)) };
