@@ -287,6 +287,28 @@ fn all_servers_restart_one_by_one_under_load_and_nobody_begins_anew() {
 }
 
 #[test]
+#[ignore = "needs redis-server: tests/all installs it"]
+fn a_server_takes_itself_over_under_load_and_not_while_redis_is_lost() {
+    let mut cluster = Cluster::start(2);
+    let servers = cluster.addresses();
+    let followers: Vec<Follower> = servers.iter().map(|at| Follower::start(&[*at], "/events")).collect();
+    let (ids, ()) = while_publishing(&servers, 6, || {
+        cluster.nodes[0].binary.signal("USR2");
+        cluster.nodes[0].logs(&["it has taken itself over"]);
+        let id = cluster.nodes[0].publish_at_last("renewed", "1");
+        all_reach(&followers, id);
+    });
+    cluster.redis.kill();
+    cluster.nodes[1].logs(&["Redis", "cannot be used"]);
+    cluster.nodes[1].binary.signal("USR2");
+    cluster.nodes[1].logs(&["it does not take itself over: Redis is lost"]);
+    cluster.redis.restart_empty();
+    let all = cluster.converges(followers);
+    assert_all_heard(&all, &ids);
+    assert!(all[0].reasons.len() >= 2, "who listened to it had to come back");
+}
+
+#[test]
 #[ignore = "needs redis-server and faketime: tests/all installs them"]
 fn clocks_that_differ_by_hours_change_nothing() {
     let redis = Redis::start();

@@ -99,6 +99,10 @@ pub(crate) struct Prepared {
     opened: Option<Opened>,
 }
 
+/// Between two tries to reach a Redis that is lost while a server takes itself over.
+#[cfg(feature = "redis")]
+const REOPEN: Duration = Duration::from_secs(1);
+
 impl Server {
     /// Starts a server; it serves from the moment this returns.
     ///
@@ -131,7 +135,16 @@ impl Server {
         // What was handed over is that of a moment ago, and beside the document is no more than that.
         inherited.handed = inherited.handed.or(history);
         #[cfg(feature = "redis")]
-        let opened = open(&config, &document, &log).map_err(|error| of_document(&config, error))?;
+        let opened = loop {
+            match open(&config, &document, &log) {
+                // There was a server a moment ago, and those who listened to it come back.
+                Err(error) if !is_saved => {
+                    log.line(|| error.to_string());
+                    std::thread::sleep(REOPEN);
+                }
+                opened => break opened.map_err(|error| of_document(&config, error))?,
+            }
+        };
         #[cfg(feature = "redis")]
         let is_saved = is_saved && opened.is_none();
         #[cfg(feature = "redis")]
@@ -325,8 +338,15 @@ impl Server {
     }
 
     /// What listens, for [`hand_over`](Server::hand_over).
+    ///
+    /// # Errors
+    /// It does not listen, or cannot do without what the next process needs to start.
     #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command takes itself over"))]
     pub(crate) fn listening(&self) -> io::Result<TcpListener> {
+        #[cfg(feature = "redis")]
+        if !self.hub.is_connected() {
+            return Err(io::Error::other("Redis is lost"));
+        }
         let listener = lock(&self.listener);
         listener.as_ref().ok_or(io::ErrorKind::NotConnected)?.listening()
     }

@@ -112,6 +112,11 @@ impl Hub {
         format!("\n  redis:    {url}, key {key}, {how}; last id {}", self.last_id())
     }
 
+    /// Whether there is nothing to connect to, or it is connected.
+    pub fn is_connected(&self) -> bool {
+        self.shared.as_ref().is_none_or(|shared| lock(&shared.link).down_since.is_none())
+    }
+
     /// Whether what is served here is fresh enough, for whoever chooses between servers.
     pub fn is_ready(&self) -> bool {
         let down_since = self.shared.as_ref().and_then(|shared| lock(&shared.link).down_since);
