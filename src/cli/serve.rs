@@ -76,7 +76,7 @@ fn serve_until_told(config: &Config, tell: &Sender<Word>, told: &Receiver<Word>)
                 return stop(server, config.grace, signal, tell, told);
             }
         };
-        notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_micros()));
+        notify(&reloading());
         let saved;
         (inherited, saved) = hand_over(server, listening, tell, told)?;
         watch.end();
@@ -201,15 +201,6 @@ fn hand_over(
     }
 }
 
-/// The clock by which a service manager tells this start from an earlier one.
-#[allow(unsafe_code)]
-fn monotonic_micros() -> i64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: it writes a time to where it is told.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec * 1_000_000 + time.tv_nsec / 1_000
-}
-
 /// The start lines that say who may read and write.
 fn who(config: &Config, listens: SocketAddr) -> String {
     let reads = match &config.subscribe_token {
@@ -262,8 +253,24 @@ fn notify(state: &str) {
     }
 }
 
+/// What a service manager is told of a takeover, with the clock by which it tells one from an earlier one.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn reloading() -> String {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes a time to where it is told.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let micros = i128::from(time.tv_sec) * 1_000_000 + i128::from(time.tv_nsec) / 1_000;
+    format!("RELOADING=1\nMONOTONIC_USEC={micros}")
+}
+
 #[cfg(not(target_os = "linux"))]
 fn notify(_state: &str) {}
+
+#[cfg(not(target_os = "linux"))]
+fn reloading() -> String {
+    String::new()
+}
 
 /// Stops the server within the grace; sooner, but not before the document is saved, for somebody who is impatient.
 fn stop(

@@ -106,7 +106,6 @@ pub(crate) struct Program {
 
 impl Program {
     /// By the path that it was started by. `/proc/self/exe` would be the old file after an upgrade.
-    #[cfg(target_os = "linux")]
     pub fn of_this_process() -> io::Result<Program> {
         // SAFETY: it takes a number, and returns one.
         let path = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const libc::c_char;
@@ -118,11 +117,6 @@ impl Program {
         Ok(Program { path: env::current_dir()?.join(path) })
     }
 
-    #[cfg(not(target_os = "linux"))]
-    pub fn of_this_process() -> io::Result<Program> {
-        Ok(Program { path: PathBuf::new() })
-    }
-
     /// Why it cannot be started again, if that can be seen.
     pub fn check(&self) -> io::Result<()> {
         let path = CString::new(self.path.as_os_str().as_bytes())?;
@@ -132,7 +126,6 @@ impl Program {
     }
 
     /// Becomes it, with what the next server goes on with; returns only if that fails. Signals that wait are left to it.
-    #[cfg(target_os = "linux")]
     pub fn start(&self, inherited: &Inherited) -> io::Error {
         let Err(error) = self.exec(inherited);
         if let Ok(null) = File::open("/dev/null") {
@@ -143,12 +136,6 @@ impl Program {
         self.about(&error)
     }
 
-    #[cfg(not(target_os = "linux"))]
-    pub fn start(&self, _inherited: &Inherited) -> io::Error {
-        io::ErrorKind::Unsupported.into()
-    }
-
-    #[cfg(target_os = "linux")]
     fn exec(&self, inherited: &Inherited) -> io::Result<std::convert::Infallible> {
         let (Some(listening), Some(handed)) = (&inherited.listening, &inherited.handed) else {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -185,7 +172,6 @@ impl Program {
 }
 
 /// A file without a name.
-#[cfg(target_os = "linux")]
 fn memory() -> io::Result<File> {
     // SAFETY: the name is a text with an end.
     let number = unsafe { libc::memfd_create(c"statecast".as_ptr(), libc::MFD_CLOEXEC) };
@@ -197,7 +183,6 @@ fn memory() -> io::Result<File> {
 }
 
 /// Gives something a number that is passed.
-#[cfg(target_os = "linux")]
 fn pass(what: &impl AsRawFd, number: RawFd, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: the number is one of those that were reserved, or that nothing in this process uses.
     if unsafe { libc::dup3(what.as_raw_fd(), number, flags) } < 0 {

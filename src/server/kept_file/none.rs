@@ -1,6 +1,7 @@
 //! No file keeps the document, as on Windows: nothing there is known to replace, lock and save a file as `kept_file` does.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
@@ -12,6 +13,14 @@ impl KeptFile {
     pub fn open(named: &Path, _max_bytes: usize) -> io::Result<(KeptFile, Value)> {
         let text = "no document is kept in a file on this system; on Windows use WSL";
         Err(about(named, ErrorKind::Unsupported, text))
+    }
+
+    pub fn reopen(named: &Path, _locked: Option<File>) -> io::Result<KeptFile> {
+        KeptFile::open(named, 0).map(|(file, _)| file)
+    }
+
+    pub fn into_locked(self) -> Option<File> {
+        match self.0 {}
     }
 
     pub fn named(&self) -> &Path {
