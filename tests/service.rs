@@ -197,14 +197,17 @@ fn refusals_without_end_get_a_few_lines_a_second_and_are_counted() {
 #[ignore = "needs systemd-analyze: tests/all installs it"]
 fn systemd_accepts_the_unit_of_the_readme_and_finds_little_exposed() {
     let folder = Folder::new("unit");
-    let unit = folder.file("statecast.service");
-    let text = blocks("ini").concat();
+    let [unit, socket] = ["statecast.service", "statecast.socket"].map(|name| folder.file(name));
+    let [text, of_socket] = blocks("ini")[..] else { panic!("the README has two units") };
     let here = text.replace("/usr/local/bin/statecast", env!("CARGO_BIN_EXE_statecast"));
     assert_ne!(here, text);
     std::fs::write(&unit, here).unwrap();
+    std::fs::write(&socket, of_socket).unwrap();
     // In tenths: 0 is nothing, 100 everything.
-    for question in [&["verify"][..], &["security", "--offline=true", "--threshold=20"]] {
-        let output = Command::new("systemd-analyze").args(question).arg(&unit).output().unwrap();
+    let questions =
+        [&["verify", &unit, &socket][..], &["security", "--offline=true", "--threshold=20", &unit]];
+    for question in questions {
+        let output = Command::new("systemd-analyze").args(question).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.is_empty(), "{question:?}: {said}");
     }

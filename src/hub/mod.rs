@@ -132,7 +132,9 @@ impl Hub {
             let follower = Arc::clone(&hub);
             threads.catch_up = Some(spawn("catch-up", move || hub.run_catch_up(&for_catch_up))?);
             #[cfg(feature = "redis")]
-            let () = threads.follow = follower.start_following()?;
+            {
+                threads.follow = follower.start_following()?;
+            }
             Ok(())
         };
         if let Err(error) = start() {
