@@ -309,7 +309,26 @@ impl Browser {
 
     /// Clicks into the middle of an element, which must be in sight there.
     pub fn click(&self, selector: &str) {
-        self.post(&format!("element/{}/click", self.find(selector)), &json!({}));
+        let click = || self.post(&format!("element/{}/click", self.find(selector)), &json!({}));
+        if self.kind != Kind::WebKit {
+            click();
+            return;
+        }
+        // Its driver clicks where the element was a moment ago, and the page may have moved it since.
+        let listen = "window.wasClicked = false;
+            document.querySelector(arguments[0]).addEventListener('click', () => {
+                window.wasClicked = true;
+            }, { once: true, capture: true })";
+        let was_clicked = "return new Promise((resolve) => {
+            requestAnimationFrame(() => requestAnimationFrame(() => resolve(window.wasClicked)));
+        })";
+        let try_it = || {
+            self.run(listen, &[selector]);
+            click();
+            self.run(was_clicked, &[])
+        };
+        // A page that it has left knows nothing of it.
+        wait_until(try_it, |was_clicked| *was_clicked != json!(false));
     }
 
     fn find(&self, selector: &str) -> String {
