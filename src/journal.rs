@@ -85,6 +85,14 @@ pub(crate) struct Connection {
 }
 
 impl Journal {
+    /// The connection that is kept there, or a new one.
+    pub fn connected<'a>(&self, kept: &'a mut Option<Connection>) -> Result<&'a mut Connection, Fault> {
+        match kept {
+            Some(connection) => Ok(connection),
+            None => Ok(kept.insert(self.connect()?)),
+        }
+    }
+
     /// Connects, within a call's time.
     pub fn connect(&self) -> Result<Connection, Fault> {
         let connect = || {

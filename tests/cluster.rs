@@ -129,6 +129,12 @@ fn last_record(redis: &Redis) -> Option<redis::Record> {
     redis.records(KEY).pop()
 }
 
+/// Waits until a replica has all that its master has now.
+fn wait_for_replica(replica: &Redis, master: &Redis) {
+    let last = last_record(master);
+    replica.wait_for("the replica lags", |replica| last_record(replica) == last);
+}
+
 /// A writer at each server, all at once; each goes to the next one where it is refused.
 fn publish_everywhere(servers: &[SocketAddr], count: usize, seed: u64) -> Vec<EventId> {
     thread::scope(|scope| {
@@ -618,8 +624,7 @@ fn a_replica_that_lacks_the_end_gets_it_from_a_server_and_no_stream_notices() {
     let replica = Redis::replica_of(&cluster.redis);
     let followers = cluster.followers("/events");
     let mut ids = publish_everywhere(&cluster.addresses(), 30, 17);
-    let last = last_record(&cluster.redis);
-    replica.wait_for("the replica lags", |replica| last_record(replica) == last);
+    wait_for_replica(&replica, &cluster.redis);
     replica.promote();
     let tail = publish_everywhere(&cluster.addresses(), 30, 18);
     all_reach(&followers, *tail.iter().max().unwrap());
@@ -640,8 +645,7 @@ fn a_lagging_server_that_writes_first_to_a_new_master_takes_the_others_to_its_br
     let followers = cluster.followers("/events");
     let ids = publish_everywhere(&cluster.addresses(), 30, 20);
     all_reach(&followers, *ids.iter().max().unwrap());
-    let last = last_record(&cluster.redis);
-    replica.wait_for("the replica lags", |replica| last_record(replica) == last);
+    wait_for_replica(&replica, &cluster.redis);
     replica.promote();
     cluster.links[2].hang();
     let tail = publish_everywhere(&cluster.addresses()[..2], 10, 21);
@@ -669,8 +673,7 @@ fn the_losing_side_of_a_split_brain_takes_the_other_branch_and_its_clients_get_t
     let followers = cluster.followers("/events");
     let ids = publish_everywhere(&cluster.addresses(), 10, 22);
     all_reach(&followers, *ids.iter().max().unwrap());
-    let last = last_record(&cluster.redis);
-    replica.wait_for("the replica lags", |replica| last_record(replica) == last);
+    wait_for_replica(&replica, &cluster.redis);
     replica.promote();
     switch(&cluster.links[1..], &replica);
     let servers = cluster.addresses();
@@ -705,8 +708,7 @@ fn a_pass_that_is_under_way_when_the_other_branch_is_taken_writes_nothing_behind
     followers.push(Follower::start(&[nodes[1].address], "/events"));
     let common = nodes[0].publish_at_last("common", "1");
     all_reach(&followers, common);
-    let last = last_record(&redis);
-    replica.wait_for("the replica lags", |replica| last_record(replica) == last);
+    wait_for_replica(&replica, &redis);
     replica.promote();
     links[1].switch(replica.address);
     nodes[1].publish_at_last("kept", "1");
@@ -734,8 +736,7 @@ fn two_halves_whose_clocks_stand_issue_no_id_twice() {
         nodes.iter().map(|node| Follower::start(&[node.address], "/events")).collect();
     let id = nodes[0].publish_at_last("common", "1");
     all_reach(&followers, id);
-    let last = last_record(&redis);
-    replica.wait_for("the replica lags", |replica| last_record(replica) == last);
+    wait_for_replica(&replica, &redis);
     replica.promote();
     links[1].switch(replica.address);
     let gone: Vec<EventId> =

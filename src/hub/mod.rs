@@ -147,9 +147,7 @@ impl Hub {
     /// Publishes what a draft comes to, and tells everybody. Returns before anybody has been told. Waits while delivery is
     /// far behind. A hub that stops takes nothing more, or it would never be done.
     pub fn publish(&self, draft: Draft, conditions: &Conditions) -> Result<EventId, Refusal> {
-        let far_behind = |state: &mut State| state.unread_bytes() > UNREAD_BYTES && !state.stopping;
-        let state = self.has_read.wait_while(self.lock(), far_behind);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock_to_publish();
         if state.stopping {
             return Err(Refusal::Stopping);
         }
@@ -169,6 +167,13 @@ impl Hub {
         }
         self.count(id, is_change);
         Ok(id)
+    }
+
+    /// The lock, once delivery is not far behind any more, or the hub stops.
+    fn lock_to_publish(&self) -> MutexGuard<'_, State> {
+        let far_behind = |state: &mut State| state.unread_bytes() > UNREAD_BYTES && !state.stopping;
+        let state = self.has_read.wait_while(self.lock(), far_behind);
+        state.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count(&self, id: EventId, is_change: bool) {

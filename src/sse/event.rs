@@ -26,6 +26,9 @@ pub struct EventId {
     sequence: u64,
 }
 
+/// Where no clock's milliseconds come.
+const YEAR_10000: u64 = 253_402_300_800_000;
+
 impl EventId {
     /// A random number for `first` and `next`, one for each server. A board without a clock boots at the same time again and
     /// again, and its clients come back with ids of an earlier boot.
@@ -53,9 +56,7 @@ impl EventId {
 
     /// The first id of another process that goes on after this one; `None` after an id that no clock can have made.
     pub(crate) fn first_of_next(self, now_ms: u64, random_part: u32) -> Option<EventId> {
-        /// The end of the year 9999.
-        const END_MS: u64 = 253_402_300_799_999;
-        (self.ms < END_MS).then(|| EventId::first(now_ms.max(self.ms + 1), random_part))
+        (self.ms < YEAR_10000 - 1).then(|| EventId::first(now_ms.max(self.ms + 1), random_part))
     }
 }
 
@@ -78,7 +79,6 @@ impl EventId {
 
     /// Whether other ids can follow for as long as anybody cares.
     pub(crate) fn leaves_room(self) -> bool {
-        const YEAR_10000: u64 = 253_402_300_800_000;
         self.ms < YEAR_10000 && self.sequence < 1 << 62
     }
 }

@@ -125,11 +125,10 @@ impl Hub {
         let records = batch.records();
         let first = records[0].id;
         let mut append = |anew: bool| {
-            if anew || writer.is_none() {
-                *writer = Some(shared.journal.connect()?);
+            if anew {
+                *writer = None;
             }
-            let writer = writer.as_mut().expect("it was connected above");
-            writer.append(batch.expected, Some(batch.keep_from), &records)
+            shared.journal.connected(writer)?.append(batch.expected, Some(batch.keep_from), &records)
         };
         let mut appended = append(false);
         if let Err(Fault::Lost(_)) = appended {

@@ -10,8 +10,7 @@ use crate::clock::random_between;
 use crate::hub::draft::Judged;
 use crate::hub::shared::Shared;
 use crate::hub::shared::happening::{Fit, Happening, Loaded, What};
-use crate::hub::state::State;
-use crate::hub::{Hub, UNREAD_BYTES, spawn};
+use crate::hub::{Hub, spawn};
 use crate::journal::{Connection, Fault, PAGE, Record};
 use crate::lock::lock;
 use crate::sse::event::EventId;
@@ -66,10 +65,7 @@ impl Hub {
             *lock(&shared.writer) = Some(writer);
             self.find(shared);
         }
-        let connection = match connection {
-            Some(connection) => connection,
-            None => connection.insert(shared.journal.connect()?),
-        };
+        let connection = shared.journal.connected(connection)?;
         let came = connection.wait_after(self.last_id())?;
         let fit = if came.is_empty() {
             if connection.last_id()? == Some(self.last_id()) { Fit::Known } else { Fit::Astray }
@@ -152,9 +148,7 @@ impl Hub {
     /// The one way into the document and the history. Waits while delivery is far behind.
     pub(super) fn take_in(&self, happening: Happening) -> Fit {
         let Happening { id, before, what, entry } = happening;
-        let far_behind = |state: &mut State| state.unread_bytes() > UNREAD_BYTES && !state.stopping;
-        let state = self.has_read.wait_while(self.lock(), far_behind);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock_to_publish();
         let last = state.history.last_id();
         if id <= last {
             let is_known = id <= state.history.first_place() || state.history.after(id).is_some();
@@ -234,10 +228,7 @@ impl Hub {
     }
 
     fn read_on(&self, shared: &Shared, reader: &mut Option<Connection>) -> Result<(), Fault> {
-        let connection = match reader {
-            Some(connection) => connection,
-            None => reader.insert(shared.journal.connect()?),
-        };
+        let connection = shared.journal.connected(reader)?;
         loop {
             let came = connection.after(self.last_id(), PAGE)?;
             let is_end = came.len() < PAGE;

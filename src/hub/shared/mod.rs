@@ -114,7 +114,7 @@ impl Hub {
 
     /// Whether there is nothing to connect to, or it is connected.
     pub fn is_connected(&self) -> bool {
-        self.shared.as_ref().is_none_or(|shared| lock(&shared.link).down_since.is_none())
+        self.shared.as_ref().is_none_or(Shared::is_up)
     }
 
     /// Whether what is served here is fresh enough, for whoever chooses between servers.
